@@ -1,0 +1,80 @@
+"""System checks: what is wrong with the settings, before anyone meets it in a browser.
+
+The ids are documented in docs/settings.md.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from django.conf import settings
+from django.contrib.auth import get_user_model
+from django.core import checks
+from django.core.checks import CheckMessage, Error, register
+from django.core.exceptions import FieldDoesNotExist
+from django.urls import NoReverseMatch, reverse
+from django.utils.module_loading import import_string
+
+from . import conf
+from .backends import BipsyncBackend
+
+__all__ = ["check_claims", "check_settings", "check_site"]
+
+
+@register
+def check_settings(app_configs: Sequence[Any] | None, **kwargs: Any) -> list[CheckMessage]:
+    """E001: the ``BIPSYNC`` dict, a required key or a value; E002: an unknown key."""
+    return [
+        Error(
+            problem.message,
+            hint=problem.hint,
+            id=f"bipsync_django.E00{2 if problem.unknown else 1}",
+        )
+        for problem in conf.problems()
+    ]
+
+
+@register
+def check_claims(app_configs: Sequence[Any] | None, **kwargs: Any) -> list[CheckMessage]:
+    """E003: ``CLAIMS`` names a field that the user model does not have."""
+    if conf.problems():
+        return []
+    model = get_user_model()
+    messages: list[CheckMessage] = []
+    for name in conf.get_tenant().claims:
+        try:
+            model._meta.get_field(name)
+        except FieldDoesNotExist:
+            messages.append(
+                Error(
+                    f"BIPSYNC['CLAIMS'] fills {name!r}, which {model._meta.label} does not have.",
+                    hint="Keys of CLAIMS are user fields, values are claims.",
+                    id="bipsync_django.E003",
+                )
+            )
+    return messages
+
+
+@register
+def check_site(app_configs: Sequence[Any] | None, **kwargs: Any) -> list[CheckMessage]:
+    """E004: no Bipsync backend; W001: the URLs are not included."""
+    messages: list[CheckMessage] = []
+    backends = [import_string(path) for path in settings.AUTHENTICATION_BACKENDS]
+    if not any(isinstance(b, type) and issubclass(b, BipsyncBackend) for b in backends):
+        messages.append(
+            Error(
+                "AUTHENTICATION_BACKENDS holds no BipsyncBackend, so nobody can sign in.",
+                hint='Add "bipsync_django.backends.BipsyncBackend", or your subclass of it.',
+                id="bipsync_django.E004",
+            )
+        )
+    try:
+        reverse("bipsync:callback")
+    except NoReverseMatch:
+        messages.append(
+            checks.Warning(
+                "The URLs of bipsync_django are not included.",
+                hint='Add path("bipsync/", include("bipsync_django.urls")) to your URLconf.',
+                id="bipsync_django.W001",
+            )
+        )
+    return messages

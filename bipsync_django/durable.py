@@ -1,0 +1,159 @@
+"""Database work that outlives the caller's transaction.
+
+A rotated token that is rolled back with the caller's transaction is lost, so it is written on a
+connection where it commits at once. Nothing here sets session state on a connection (pgbouncer
+hands connections around), and no lock is held while anything but the database is waited for.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from django.db import Error, OperationalError, connections, models, transaction
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.models.functions import Now
+from django.db.models.sql.compiler import SQLCompiler
+
+from .exceptions import RefreshInsideTransaction
+
+__all__ = ["DatabaseNow", "outside_transaction", "persist", "update"]
+
+T = TypeVar("T")
+
+LOCK_TIMEOUT = 2.0
+_LOCK_POLL = 0.05
+_MYSQL_LOCKED = {1205, 3572}  # MariaDB's and MySQL's answers to NOWAIT
+
+
+class DatabaseNow(Now):
+    """The present moment on the database's clock, in UTC: one clock for all hosts."""
+
+    def as_mysql(
+        self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, **context: Any
+    ) -> tuple[str, Any]:
+        # CURRENT_TIMESTAMP is in the session's time zone; the columns are in UTC.
+        return self.as_sql(compiler, connection, template="UTC_TIMESTAMP(6)", **context)
+
+
+def outside_transaction(work: Callable[[], T], using: str) -> T:
+    """Run ``work`` where its database writes on alias ``using`` commit at once; return its result.
+
+    In autocommit that is the caller's own connection. Inside a transaction it is a thread with a
+    connection of its own, opened before ``work`` begins and closed after it. Inside nothing but
+    the transactions of a ``TestCase`` it is the caller's connection again, because the data of
+    the test can be seen from nowhere else.
+
+    Raises ``RefreshInsideTransaction`` on SQLite inside a transaction, before ``work`` begins,
+    and whatever ``work`` raises.
+    """
+    connection = connections[using]
+    if _is_autocommit(connection) or _is_testcase_only(connection):
+        return work()
+    if connection.vendor == "sqlite":
+        raise RefreshInsideTransaction
+    return _on_own_connection(work, using)
+
+
+def update(rows: models.QuerySet[Any], **values: Any) -> int:
+    """Run ``rows.update(**values)``, waiting at most two seconds for row locks.
+
+    Raises ``OperationalError`` when a lock is not to be had in that time.
+    """
+    connection = connections[rows.db]
+    if connection.vendor == "postgresql":
+        return _update_on_postgresql(connection, rows, values)
+    if connection.vendor == "mysql":
+        return _update_on_mysql(rows, values)
+    return rows.update(**values)
+
+
+def persist(work: Callable[[], T], using: str, *, patience: float = 60.0) -> T:
+    """Run ``work`` until the database takes it, on new connections, for ``patience`` seconds.
+
+    ``work`` has to be safe to repeat. Raises the last database error.
+    """
+    deadline = time.monotonic() + patience
+    pause = 0.05
+    while True:
+        try:
+            return work()
+        except Error:
+            if connections[using].in_atomic_block or time.monotonic() + pause > deadline:
+                raise
+        connections[using].close()
+        time.sleep(pause)
+        pause = min(pause * 2, 5.0)
+
+
+def _is_autocommit(connection: BaseDatabaseWrapper) -> bool:
+    return not connection.in_atomic_block and connection.get_autocommit()
+
+
+def _is_testcase_only(connection: BaseDatabaseWrapper) -> bool:
+    return bool(connection.atomic_blocks) and all(
+        getattr(block, "_from_testcase", False) for block in connection.atomic_blocks
+    )
+
+
+def _on_own_connection(work: Callable[[], T], using: str) -> T:
+    results: list[T] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        connection = connections[using]
+        try:
+            _use_read_committed(connection)
+            connection.ensure_connection()
+            results.append(work())
+        except BaseException as error:  # noqa: BLE001 - raised again in the caller's thread
+            errors.append(error)
+        finally:
+            connection.close()
+
+    thread = threading.Thread(target=run, name="bipsync-durable")
+    thread.start()
+    thread.join()
+    if errors:
+        raise errors[0]
+    return results[0]
+
+
+def _use_read_committed(connection: BaseDatabaseWrapper) -> None:
+    level: object = "read committed"
+    if connection.vendor == "postgresql":
+        from django.db.backends.postgresql.psycopg_any import IsolationLevel
+
+        level = IsolationLevel.READ_COMMITTED
+    settings = connection.settings_dict
+    # The settings are shared with the connections of other threads.
+    connection.settings_dict = {
+        **settings,
+        "OPTIONS": {**settings["OPTIONS"], "isolation_level": level},
+    }
+
+
+def _update_on_postgresql(
+    connection: BaseDatabaseWrapper, rows: models.QuerySet[Any], values: dict[str, Any]
+) -> int:
+    with transaction.atomic(using=rows.db):
+        with connection.cursor() as cursor:
+            # Until the end of this transaction only.
+            cursor.execute(
+                "SELECT set_config('lock_timeout', %s, true)", [str(int(LOCK_TIMEOUT * 1000))]
+            )
+        return rows.update(**values)
+
+
+def _update_on_mysql(rows: models.QuerySet[Any], values: dict[str, Any]) -> int:
+    # A lock timeout is session state there, so the lock is asked for without waiting.
+    deadline = time.monotonic() + LOCK_TIMEOUT
+    while True:
+        try:
+            with transaction.atomic(using=rows.db):
+                list(rows.select_for_update(nowait=True).values_list("pk"))
+                return rows.update(**values)
+        except OperationalError as error:
+            if error.args[0] not in _MYSQL_LOCKED or time.monotonic() > deadline:
+                raise
+        time.sleep(_LOCK_POLL)

@@ -1,0 +1,136 @@
+"""The strict encrypted field: what it holds is opaque until it is opened as what it is.
+
+It stands on django-encrypted-model-fields for keys and encryption, and replaces what that
+package does too kindly: a value that cannot be decrypted comes back from it as if it were the
+plaintext and is encrypted again on the next save, expressions in ``update()`` are written as
+they are, and nothing ties a ciphertext to its row.
+"""
+
+import json
+from typing import Any
+
+from cryptography.fernet import InvalidToken
+from django.core.exceptions import ImproperlyConfigured
+from django.core.signals import setting_changed
+from django.db import models
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.dispatch import receiver
+
+from .exceptions import ConfigurationError, SecretUnreadable
+
+try:
+    from encrypted_model_fields import fields as encrypted_fields
+except ImproperlyConfigured as error:
+    raise ConfigurationError(
+        "Set FIELD_ENCRYPTION_KEY to a Fernet key (or a list of them, the first one encrypts). "
+        'Make one with: python -c "from cryptography.fernet import Fernet; '
+        'print(Fernet.generate_key().decode())"'
+    ) from error
+
+__all__ = ["Sealed", "SealedField", "seal"]
+
+
+class Sealed:
+    """A secret as it is stored. It shows nothing; ``unseal`` opens it for its own place only."""
+
+    __slots__ = ("ciphertext",)
+
+    def __init__(self, ciphertext: str) -> None:
+        self.ciphertext = ciphertext
+
+    def unseal(self, *place: str) -> str:
+        """Return the secret that was sealed for exactly this ``place``.
+
+        Raises ``SecretUnreadable`` for a wrong key, tampering, or a ciphertext from elsewhere.
+        """
+        try:
+            *sealed_for, value = json.loads(encrypted_fields.decrypt_str(self.ciphertext))
+        except (InvalidToken, ValueError):
+            raise SecretUnreadable(
+                "A stored secret cannot be decrypted with the keys in FIELD_ENCRYPTION_KEY."
+            ) from None
+        if sealed_for != list(place) or not isinstance(value, str):
+            raise SecretUnreadable("A stored secret was sealed for another row or column.")
+        return value
+
+    def __repr__(self) -> str:
+        return "<sealed>"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sealed) and self.ciphertext == other.ciphertext
+
+    def __hash__(self) -> int:
+        return hash(self.ciphertext)
+
+
+def seal(value: str, *place: str) -> Sealed:
+    """Encrypt ``value`` together with the ``place`` that it is for (row identity and column)."""
+    ciphertext: bytes = encrypted_fields.encrypt_str(json.dumps([*place, value]))
+    return Sealed(ciphertext.decode("ascii"))
+
+
+class SealedField(encrypted_fields.EncryptedTextField):  # type: ignore[misc]
+    """A column of ``Sealed`` values or NULL; plaintext, expressions and lookups raise TypeError."""
+
+    description = "A secret, encrypted for its row and column"
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs["editable"] = False
+        super().__init__(*args, **kwargs)
+
+    def deconstruct(self) -> tuple[str, str, list[Any], dict[str, Any]]:
+        name, path, args, kwargs = super().deconstruct()
+        del kwargs["editable"]
+        return name, path, args, kwargs
+
+    def from_db_value(self, value: str | None, *args: object) -> Sealed | None:
+        return None if value is None else Sealed(value)
+
+    def to_python(self, value: object) -> Sealed | None:
+        # Serialised data holds the ciphertext; a plaintext cannot be told from one and is
+        # refused when it is opened.
+        if value is None or isinstance(value, Sealed):
+            return value
+        if isinstance(value, str):
+            return Sealed(value)
+        raise TypeError(f"{self.name} holds sealed values only; use lifecycle to store a secret.")
+
+    def get_prep_value(self, value: object) -> str | None:
+        if value is None:
+            return None
+        if isinstance(value, Sealed):
+            return value.ciphertext
+        raise TypeError(f"{self.name} holds sealed values only; use lifecycle to store a secret.")
+
+    def get_db_prep_save(self, value: object, connection: BaseDatabaseWrapper) -> str | None:
+        return self.get_prep_value(value)
+
+    def pre_save(self, model_instance: models.Model, add: bool) -> Any:
+        self._refuse_expression(value := super().pre_save(model_instance, add))
+        return value
+
+    def get_placeholder(self, value: object, compiler: object, connection: object) -> str:
+        """Part of every UPDATE of the column, and the one place that sees its expressions."""
+        self._refuse_expression(value)
+        return "%s"
+
+    def _refuse_expression(self, value: object) -> None:
+        if hasattr(value, "as_sql") or hasattr(value, "resolve_expression"):
+            raise TypeError(f"{self.name} is encrypted and cannot be set by an expression.")
+
+    def get_lookup(self, lookup_name: str) -> "type[models.Lookup[Any]] | None":
+        if lookup_name == "isnull":
+            lookup: type[models.Lookup[Any]] | None = super().get_lookup(lookup_name)
+            return lookup
+        raise TypeError(f"{self.name} is encrypted and cannot be searched.")
+
+    def value_to_string(self, obj: models.Model) -> str | None:
+        """Return the ciphertext: what ``dumpdata`` writes is as safe as the database."""
+        return self.get_prep_value(self.value_from_object(obj))
+
+
+@receiver(setting_changed)
+def _reload_keys(*, setting: str, **kwargs: object) -> None:
+    # The library reads the keys once, at import.
+    if setting == "FIELD_ENCRYPTION_KEY":
+        encrypted_fields.CRYPTER = encrypted_fields.get_crypter()

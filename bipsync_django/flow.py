@@ -1,0 +1,183 @@
+"""One trip through the browser: from this site to Bipsync and back.
+
+What has to be remembered meanwhile is sealed into a cookie of its own, one for each trip. Tabs
+that start at the same moment cannot overwrite each other, as they would in a session, and a
+visitor needs no session to begin. The cookie binds the trip to the browser (RFC 9700, section
+4.7) and its ``__Host-`` name keeps sibling domains from planting one. The verifier inside stays
+hidden from the person who carries it.
+"""
+
+import base64
+import functools
+import hashlib
+import json
+import re
+import secrets
+import time
+from dataclasses import asdict, dataclass, field
+from datetime import timedelta
+
+from cryptography.fernet import Fernet, InvalidToken, MultiFernet
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from django.conf import settings
+from django.db import IntegrityError, router, transaction
+from django.http import HttpRequest, HttpResponseBase, HttpResponseRedirect
+from django.urls import reverse
+from django.utils import timezone
+from django.utils.http import url_has_allowed_host_and_scheme
+
+from .conf import Tenant
+from .exceptions import SignInRefused
+from .models import SpentState
+from .oauth.client import authorization_url, create_verifier
+
+__all__ = ["Trip", "begin", "end", "find", "prune", "safe_next", "spend"]
+
+LIFETIME = 600
+# A trip that took too long can still be told from an unknown one, and knows where it was going.
+_REMEMBERED = 3600
+_MOST_AT_ONCE = 5
+_LONGEST_NEXT = 1000
+_STATE = re.compile(r"[A-Za-z0-9_-]{43}")
+_PREFIX = "bipsync-"
+
+
+@dataclass(frozen=True)
+class Trip:
+    """What this site remembers while the browser is at Bipsync. ``started`` is a Unix time."""
+
+    state: str = field(repr=False)
+    verifier: str = field(repr=False)
+    purpose: str
+    tenant: str
+    scopes: tuple[str, ...]
+    redirect_uri: str
+    next: str
+    started: float
+
+
+def begin(
+    request: HttpRequest, tenant: Tenant, *, purpose: str = "sign-in", next_url: str = ""
+) -> HttpResponseRedirect:
+    """Return the redirect to Bipsync that starts a trip. Raises ``ConfigurationError``.
+
+    ``next_url`` is where to go afterwards; an unsafe one is dropped.
+    """
+    trip = Trip(
+        state=secrets.token_urlsafe(32),
+        verifier=create_verifier(),
+        purpose=purpose,
+        tenant=tenant.slug,
+        scopes=tenant.scopes,
+        redirect_uri=tenant.redirect_uri or request.build_absolute_uri(reverse("bipsync:callback")),
+        next=safe_next(request, next_url),
+        started=time.time(),
+    )
+    response = HttpResponseRedirect(
+        authorization_url(
+            tenant,
+            state=trip.state,
+            verifier=trip.verifier,
+            redirect_uri=trip.redirect_uri,
+            scopes=trip.scopes,
+        )
+    )
+    _drop_oldest(request, response)
+    response.set_cookie(
+        _cookie_name(request, trip.state),
+        _sealer().encrypt(json.dumps(asdict(trip)).encode()).decode("ascii"),
+        max_age=_REMEMBERED,
+        path="/",
+        secure=request.is_secure(),
+        httponly=True,
+        samesite="Lax",
+    )
+    return response
+
+
+def find(request: HttpRequest, state: str) -> Trip:
+    """Return the trip that this browser began with ``state``, however old.
+
+    Raises ``SignInRefused`` when this browser began no such trip.
+    """
+    trip = None
+    if _STATE.fullmatch(state):
+        trip = _open(request.COOKIES.get(_cookie_name(request, state), ""))
+    if trip is None or not secrets.compare_digest(trip.state, state):
+        raise SignInRefused("unknown_state", "The state is not one that this browser began.")
+    return trip
+
+
+def spend(trip: Trip) -> None:
+    """Use the trip's state up, for all processes. Raises ``SignInRefused`` if late or used."""
+    if not 0 <= time.time() - trip.started <= LIFETIME:
+        raise SignInRefused("expired_state", "The trip took longer than ten minutes.")
+    spent = SpentState(
+        digest=hashlib.sha256(trip.state.encode()).hexdigest(),
+        expires_at=timezone.now() + timedelta(seconds=LIFETIME),
+    )
+    try:
+        with transaction.atomic(using=router.db_for_write(SpentState)):
+            spent.save(force_insert=True)
+    except IntegrityError:
+        raise SignInRefused("replayed_state", "The state was used before.") from None
+
+
+def end(request: HttpRequest, response: HttpResponseBase, state: str) -> None:
+    """Take the trip's cookie back."""
+    if _STATE.fullmatch(state):
+        response.delete_cookie(_cookie_name(request, state), samesite="Lax")
+
+
+def prune() -> None:
+    """Forget spent states that have expired by themselves."""
+    SpentState.objects.filter(expires_at__lt=timezone.now() - timedelta(seconds=LIFETIME)).delete()
+
+
+def safe_next(request: HttpRequest, url: str) -> str:
+    """Return ``url`` when it stays on this host, else an empty string."""
+    is_safe = len(url) <= _LONGEST_NEXT and url_has_allowed_host_and_scheme(
+        url, allowed_hosts={request.get_host()}, require_https=request.is_secure()
+    )
+    return url if is_safe else ""
+
+
+def _open(cookie: str) -> Trip | None:
+    try:
+        remembered = json.loads(_sealer().decrypt(cookie))
+        return Trip(**{**remembered, "scopes": tuple(remembered["scopes"])})
+    except (InvalidToken, ValueError, TypeError, KeyError):
+        # TypeError and KeyError: sealed by another version of this package.
+        return None
+
+
+def _drop_oldest(request: HttpRequest, response: HttpResponseBase) -> None:
+    """Keep what a browser carries bounded: trips that never came back make room."""
+    prefix = _cookie_name(request, "")
+    begun = []
+    for name in request.COOKIES:
+        if name.startswith(prefix):
+            trip = _open(request.COOKIES[name])
+            begun.append((trip.started if trip else 0.0, name))
+    for _, name in sorted(begun, reverse=True)[_MOST_AT_ONCE - 1 :]:
+        response.delete_cookie(name, samesite="Lax")
+
+
+def _cookie_name(request: HttpRequest, state: str) -> str:
+    return ("__Host-" if request.is_secure() else "") + _PREFIX + state[:16]
+
+
+def _sealer() -> MultiFernet:
+    return _sealer_for((settings.SECRET_KEY, *settings.SECRET_KEY_FALLBACKS))
+
+
+@functools.lru_cache(maxsize=4)
+def _sealer_for(keys: tuple[str | bytes, ...]) -> MultiFernet:
+    """Seal under keys derived for this purpose alone (HKDF, RFC 5869)."""
+    derived = []
+    for key in keys:
+        material = key.encode() if isinstance(key, str) else key
+        kdf = HKDF(algorithm=SHA256(), length=32, salt=None, info=b"bipsync_django.flow")
+        derived.append(Fernet(base64.urlsafe_b64encode(kdf.derive(material))))
+    return MultiFernet(derived)

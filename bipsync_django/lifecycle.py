@@ -1,0 +1,651 @@
+"""The life of a grant: sign-in, refresh, disconnect. The only writer of token rows.
+
+A refresh token is good once, so two rules carry the rest. Before a refresh token is sent, a
+committed lease says that it is being sent, and by whom. After the answer, the new pair is stored
+guarded by the generation that was sent and never by the lease: an owner whose lease ran out while
+Bipsync was slow still holds the only live pair.
+"""
+
+import logging
+import time
+import uuid
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from django.contrib.auth.models import AbstractBaseUser
+from django.db import Error, OperationalError, models, router, transaction
+from django.db.models import Case, F, Q, When
+from django.dispatch import Signal
+from django.utils import timezone
+
+from . import durable, signals
+from .conf import Tenant, get_settings, get_tenant
+from .durable import DatabaseNow
+from .exceptions import (
+    BipsyncError,
+    GrantDead,
+    KeysUnavailable,
+    ProviderMisconfigured,
+    RefreshUnavailable,
+    RetryLater,
+    SecretUnreadable,
+    SignInRefused,
+    SignInRequired,
+    TokenEndpointError,
+    TokenRefused,
+)
+from .models import BipsyncToken, BipsyncTokenQuerySet, HourlyCount, TenantState, TokenEvent
+from .oauth.claims import Claims, validate_access_token
+from .oauth.client import TokenPair, refresh_pair
+
+__all__ = ["access_token", "disconnect", "refresh", "refresh_if_due", "sign_in", "take_due"]
+
+logger = logging.getLogger(__name__)
+
+LEASE = timedelta(seconds=30)
+SEND_WITHIN = 5.0
+WAIT_FOR_WINNER = 12.0
+RECENT = timedelta(seconds=30)
+HELD_BACK = timedelta(minutes=5)
+DEATHS_BEFORE_DOUBT = 5
+TAKEN_FOR = timedelta(minutes=10)
+_POLL = 0.05
+_LONGEST_PAUSE = 3600.0
+
+Status = BipsyncToken.Status
+Event = TokenEvent.Name
+
+
+# --- front doors
+
+
+def access_token(token: BipsyncToken, *, min_validity: float = 60) -> str:
+    """Return an access token that is good for ``min_validity`` seconds more, refreshing if needed.
+
+    ``min_validity`` counts for at most a quarter of the token's lifetime. With nothing due this
+    is one query and no write. A refresh kills the access token that other requests of this person
+    are using at this moment; they get a 401 from Bipsync and have to ask again.
+
+    When a refresh is due but cannot be had, the present token is returned as long as it has not
+    expired.
+
+    Raises ``SignInRequired`` when the person has to sign in again, ``RefreshUnavailable`` when
+    another try later may succeed (``RefreshInsideTransaction`` on SQLite inside a transaction),
+    and ``SecretUnreadable`` or ``ConfigurationError`` when an administrator has to act.
+    """
+
+    def is_due(row: BipsyncToken) -> bool:
+        return _is_due(row, min_validity)
+
+    row = _read(token.pk)
+    if row.status == Status.ACTIVE and _may_be_used(row) and is_due(row):
+        try:
+            row = _obtain(row.pk, row.generation, is_due, wait=True)
+        except (RefreshUnavailable, SignInRequired):
+            row = _read(token.pk)
+            if not _is_alive(row):
+                raise
+    return _hand_out(row)
+
+
+def refresh(token: BipsyncToken, *, force: bool = False) -> BipsyncToken:
+    """Refresh the grant if that is due by ``REFRESH_AHEAD``, or with ``force`` in any case.
+
+    A pair that is newer than ``token``, or younger than 30 seconds, is not refreshed again even
+    then. Returns the row as it is now.
+
+    Raises as ``access_token`` does.
+    """
+
+    def is_due(row: BipsyncToken) -> bool:
+        return force or _is_due(row, get_settings().refresh_ahead)
+
+    return _obtain(token.pk, token.generation, is_due, wait=True)
+
+
+def refresh_if_due(pk: int) -> bool:
+    """Refresh the row ``pk`` in the background, without waiting for anyone else who does.
+
+    Returns whether this call refreshed it. What went wrong is on the row, not raised.
+    """
+
+    def is_due(row: BipsyncToken) -> bool:
+        return _is_due(row, get_settings().refresh_ahead)
+
+    try:
+        before = _read(pk)
+        after = _obtain(pk, before.generation, is_due, wait=False)
+    except (RefreshUnavailable, SignInRequired):
+        return False
+    return after.generation != before.generation
+
+
+def take_due(limit: int) -> list[int]:
+    """Return the ids of up to ``limit`` rows that are due, and not again for ten minutes.
+
+    Taking a row only moves ``next_refresh_at``: a lost message costs ten minutes, never a grant.
+    """
+    now = timezone.now()
+    due = list(_rows().due(now).values_list("pk", flat=True)[:limit])
+    _rows().filter(pk__in=due, next_refresh_at__lte=now).update(next_refresh_at=now + TAKEN_FOR)
+    return due
+
+
+def sign_in(
+    tenant: Tenant,
+    claims: Claims,
+    pair: TokenPair,
+    *,
+    scopes: Iterable[str],
+    resolve_user: Callable[[AbstractBaseUser | None], AbstractBaseUser],
+) -> BipsyncToken:
+    """Store the pair of a person who has just signed in; a sign-in wins over any refresh under way.
+
+    ``claims`` are those of ``pair``'s validated access token and ``scopes`` what was asked for.
+    ``resolve_user`` is given the user that this Bipsync account belongs to, or ``None``, and
+    returns the user to sign in; it runs while the row is locked, so that two first sign-ins of
+    one person at the same moment make one user. What it raises leaves nothing stored.
+    """
+    with transaction.atomic(using=_database()):
+        row = _lock(tenant, claims.subject)
+        user = resolve_user(row.user)
+        row.user_id = user.pk
+        row.client_id = tenant.client_id
+        row.generation += 1
+        row.validated_generation = row.generation
+        row.signed_in_at = timezone.now()
+        row.scopes = _granted(claims, scopes)
+        for name, value in _pair_values(row, pair).items():
+            setattr(row, name, value)
+        row.save(using=_database())
+        _record(row, Event.SIGNED_IN, actor=user)
+    _relieve(tenant.slug)
+    _count(tenant.slug, "signed_in")
+    _send(signals.signed_in, row, claims=claims)
+    return row
+
+
+def disconnect(token: BipsyncToken, *, actor: AbstractBaseUser | None = None) -> None:
+    """Give the grant up and erase its pair; a refresh under way loses.
+
+    Bipsync has no revocation endpoint: its own list of connected applications keeps the entry.
+    ``actor`` is who asked for it.
+    """
+    rows = _rows().filter(pk=token.pk)
+    changed = rows.exclude(status=Status.DISCONNECTED).update(
+        access_token=None,
+        refresh_token=None,
+        access_expires_at=None,
+        next_refresh_at=None,
+        next_attempt_at=None,
+        in_doubt_at=None,
+        last_error="",
+        status=Status.DISCONNECTED,
+        generation=F("generation") + 1,
+        lease_id=None,
+        lease_until=None,
+    )
+    if changed:
+        row = _read(token.pk)
+        _record(row, Event.DISCONNECTED, actor=actor)
+        _send(signals.disconnected, row)
+
+
+# --- what a row says
+
+
+def _is_due(row: BipsyncToken, ahead: float) -> bool:
+    if row.access_expires_at is None or row.obtained_at is None:
+        return True
+    now = timezone.now()
+    lifetime = row.access_expires_at - row.obtained_at
+    ahead_of_expiry = min(timedelta(seconds=ahead), lifetime / 4)
+    is_recent = timedelta(0) <= now - row.obtained_at < RECENT
+    return now >= row.access_expires_at - ahead_of_expiry and not is_recent
+
+
+def _may_be_used(row: BipsyncToken) -> bool:
+    return row.kind == BipsyncToken.Kind.SERVICE or (row.user is not None and row.user.is_active)
+
+
+def _is_alive(row: BipsyncToken) -> bool:
+    """Whether the access token itself still works, whatever became of the grant."""
+    return (
+        row.status != Status.DISCONNECTED
+        and row.access_token is not None
+        and row.access_expires_at is not None
+        and row.access_expires_at > timezone.now()
+    )
+
+
+def _hand_out(row: BipsyncToken) -> str:
+    if not _may_be_used(row):
+        raise SignInRequired("This person's account is not active.")
+    if row.status != Status.ACTIVE and not _is_alive(row):
+        raise SignInRequired("The connection to Bipsync has ended; sign in again.")
+    if row.validated_generation < row.generation:
+        _validate(row)
+    token = row.unseal("access_token")
+    if token is None:
+        raise SignInRequired("No token is stored; sign in again.")
+    return token
+
+
+# --- the refresh (the numbers are the steps of docs/refresh-protocol.md)
+
+
+@dataclass(frozen=True)
+class _Claim:
+    """The right to send one row's refresh token, once and soon."""
+
+    pk: int
+    generation: int
+    lease_id: str
+    at: float
+
+    def rows(self) -> BipsyncTokenQuerySet:
+        return _rows().filter(pk=self.pk, lease_id=self.lease_id)
+
+
+def _obtain(
+    pk: int, generation: int, is_due: Callable[[BipsyncToken], bool], *, wait: bool
+) -> BipsyncToken:
+    """Return the row once it needs no refresh, whether by this caller's work or another's."""
+    row = _read(pk)
+    if row.generation > generation or _is_fresh(row) or not is_due(row):
+        return row
+    _raise_if_held_back(row)
+    return durable.outside_transaction(
+        lambda: _claim_or_wait(pk, generation, is_due, wait=wait), _database()
+    )
+
+
+def _is_fresh(row: BipsyncToken) -> bool:
+    return (
+        row.status == Status.ACTIVE
+        and row.obtained_at is not None
+        and timedelta(0) <= timezone.now() - row.obtained_at < RECENT
+    )
+
+
+def _claim_or_wait(
+    pk: int, generation: int, is_due: Callable[[BipsyncToken], bool], *, wait: bool
+) -> BipsyncToken:
+    give_up = time.monotonic() + WAIT_FOR_WINNER
+    while True:
+        row = _read(pk)
+        if row.generation > generation or not is_due(row):
+            return row
+        _raise_if_held_back(row)
+        claim = _claim(row)
+        if claim is not None:
+            return _carry_out(claim)
+        if not wait or time.monotonic() > give_up:
+            raise RefreshUnavailable("busy", "Another process is refreshing this token.")
+        time.sleep(_POLL)
+
+
+def _raise_if_held_back(row: BipsyncToken) -> None:
+    """Step 2: the reasons for which no call is made."""
+    if not _may_be_used(row):
+        raise SignInRequired("This person's account is not active.")
+    if row.status != Status.ACTIVE:
+        raise SignInRequired("The connection to Bipsync has ended; sign in again.")
+    if not get_settings().refresh_enabled:
+        raise RefreshUnavailable("disabled", "Refreshing is switched off (REFRESH_ENABLED).")
+    now = timezone.now()
+    if row.next_attempt_at is not None and row.next_attempt_at > now:
+        raise RefreshUnavailable(
+            row.last_error, f"The last refresh failed ({row.last_error}); the next try is due soon."
+        )
+    state = TenantState.objects.using(_database()).filter(tenant=row.tenant).first()
+    if state is not None and state.breaker_until is not None and state.breaker_until > now:
+        raise RefreshUnavailable(
+            state.configuration_error,
+            f"Calls to Bipsync are held back ({state.configuration_error}); an administrator has "
+            "to check the application's settings.",
+        )
+
+
+def _claim(row: BipsyncToken) -> _Claim | None:
+    """Step 4: commit a lease on the row, or return ``None`` when someone else has it."""
+    now = DatabaseNow()
+    claim = _Claim(row.pk, row.generation, uuid.uuid4().hex, time.monotonic())
+    free = _rows().filter(
+        Q(lease_until__isnull=True) | Q(lease_until__lte=now),
+        pk=row.pk,
+        generation=row.generation,
+        status=Status.ACTIVE,
+    )
+    try:
+        taken = durable.update(
+            free,
+            # First, because MySQL assigns from left to right and would see the new lease.
+            in_doubt_at=Case(When(lease_until__isnull=False, then=now), default=F("in_doubt_at")),
+            lease_id=claim.lease_id,
+            lease_until=now + LEASE,
+        )
+    except OperationalError:
+        return None
+    return claim if taken else None
+
+
+def _carry_out(claim: _Claim) -> BipsyncToken:
+    row = _read(claim.pk)
+    if row.lease_id != claim.lease_id:
+        return row
+    tenant, refresh_token = _prepare(claim, row)
+    try:
+        if refresh_token is None:
+            raise GrantDead("no_refresh_token", "Bipsync handed out no refresh token.")
+        pair = refresh_pair(tenant, refresh_token)
+    except GrantDead as error:
+        _mark_dead(claim, row, error.code)
+        raise SignInRequired("Bipsync says that the grant has ended; sign in again.") from error
+    except (ProviderMisconfigured, RetryLater) as error:
+        _mark_failed(claim, row, error)
+        raise RefreshUnavailable(error.code, str(error)) from error
+    return _store(row, pair)
+
+
+def _prepare(claim: _Claim, row: BipsyncToken) -> tuple[Tenant, str | None]:
+    """Steps 5 and 6: what to send, read on this connection, or release the lease and raise."""
+    try:
+        tenant = get_tenant(row.tenant)
+        # Read before the clock is looked at: a secret store may be slow.
+        tenant.client_secret  # noqa: B018
+        if row.client_id != tenant.client_id:
+            raise RefreshUnavailable(
+                "other_application",
+                "The grant was given to another client id than BIPSYNC['CLIENT_ID']; the person "
+                "has to sign in again, or the old client id has to be put back.",
+            )
+        refresh_token = row.unseal("refresh_token")
+        if time.monotonic() - claim.at >= SEND_WITHIN:
+            raise RefreshUnavailable("busy", "The database is too slow to refresh safely.")
+    except BipsyncError as error:
+        _release(claim, error)
+        raise
+    return tenant, refresh_token
+
+
+def _release(claim: _Claim, error: BipsyncError) -> None:
+    code = "secret_unreadable" if isinstance(error, SecretUnreadable) else "configuration"
+    _update(
+        claim.rows(),
+        lease_id=None,
+        lease_until=None,
+        last_error=getattr(error, "code", code),
+    )
+
+
+def _mark_dead(claim: _Claim, row: BipsyncToken, reason: str) -> None:
+    """Step 8: pair and generation stay, so that a late answer to an earlier send revives it."""
+    reason = "answer_lost" if row.in_doubt_at is not None else reason
+    if _update(
+        claim.rows().filter(generation=claim.generation),
+        status=Status.NEEDS_SIGN_IN,
+        lease_id=None,
+        lease_until=None,
+        last_error=reason,
+        next_refresh_at=None,
+    ):
+        row = _read(claim.pk)
+        _record(row, Event.NEEDS_SIGN_IN, reason)
+        _count(row.tenant, "refresh_dead")
+        _count_death(row.tenant)
+        _send(signals.needs_sign_in, row, reason=reason)
+
+
+def _mark_failed(claim: _Claim, row: BipsyncToken, error: TokenEndpointError) -> None:
+    """Step 9: the grant is kept, and another try comes later."""
+    now = timezone.now()
+    pause = min(15.0 * 2 ** min(row.attempt, 10), 900.0)
+    if isinstance(error, RetryLater) and error.retry_after is not None:
+        pause = min(max(error.retry_after, pause), _LONGEST_PAUSE)
+    values: dict[str, Any] = {
+        "lease_id": None,
+        "lease_until": None,
+        "attempt": F("attempt") + 1,
+        "last_error": error.code,
+        "next_attempt_at": now + timedelta(seconds=pause),
+        "next_refresh_at": now + timedelta(seconds=pause),
+    }
+    if isinstance(error, RetryLater) and error.maybe_sent:
+        values["in_doubt_at"] = now
+    if _update(claim.rows(), **values):
+        row = _read(claim.pk)
+        _record(row, Event.REFRESH_FAILED, error.code)
+        _count(row.tenant, "refresh_failed")
+        if isinstance(error, ProviderMisconfigured):
+            _hold_back(row.tenant, error.code)
+        _send(signals.refresh_failed, row, reason=error.code)
+
+
+def _store(sent: BipsyncToken, pair: TokenPair) -> BipsyncToken:
+    """Step 7: the new pair, guarded by the generation that was sent and never by the lease."""
+    values = _pair_values(sent, pair)
+    generation = sent.generation + 1
+    rows = _rows().filter(pk=sent.pk, generation=sent.generation)
+    stored = durable.persist(
+        lambda: durable.update(rows, **values, generation=generation), _database()
+    )
+    row = _read(sent.pk)
+    if not stored and not _holds(row, pair):
+        _record(row, Event.DISCARDED, generation=generation)
+        return row
+    _relieve(row.tenant)
+    _count(row.tenant, "refreshed")
+    return _after_refresh(row)
+
+
+def _holds(row: BipsyncToken, pair: TokenPair) -> bool:
+    """Whether the row has this very pair: a commit may land although its answer is lost."""
+    try:
+        return row.unseal("access_token") == pair.access_token
+    except SecretUnreadable:
+        return False
+
+
+def _after_refresh(row: BipsyncToken) -> BipsyncToken:
+    claims = _validate(row, from_provider=True)
+    if claims is not None:
+        _send(signals.token_refreshed, row, claims=claims)
+    return row
+
+
+def _validate(row: BipsyncToken, *, from_provider: bool = False) -> Claims | None:
+    """Step 10: look at the token that is stored already; the pair is safe whatever comes out.
+
+    Returns ``None`` when the keys cannot be had: the token may go to the API, and changes no user.
+    """
+    tenant = get_tenant(row.tenant)
+    raw = row.unseal("access_token")
+    if raw is None:
+        return None
+    try:
+        claims = validate_access_token(raw, tenant, from_provider=from_provider)
+    except KeysUnavailable:
+        return None
+    except TokenRefused as error:
+        _quarantine(row)
+        raise RefreshUnavailable(
+            "token_refused", "Bipsync handed out a token that does not validate; it is held back."
+        ) from error
+    if claims.subject != row.subject:
+        _end(row, "other_subject")
+        raise SignInRequired("Bipsync handed out another person's token; sign in again.")
+    row.scopes = _granted(claims, row.scope_set)
+    row.validated_generation = row.generation
+    _update(
+        _rows().filter(pk=row.pk, generation=row.generation),
+        validated_generation=row.generation,
+        scopes=row.scopes,
+    )
+    return claims
+
+
+def _quarantine(row: BipsyncToken) -> None:
+    pause = timezone.now() + HELD_BACK
+    if _update(
+        _rows().filter(pk=row.pk, generation=row.generation).exclude(last_error="token_refused"),
+        last_error="token_refused",
+        next_attempt_at=pause,
+        next_refresh_at=pause,
+    ):
+        _record(row, Event.QUARANTINED, "token_refused")
+        _hold_back(row.tenant, "token_refused")
+
+
+def _end(row: BipsyncToken, reason: str) -> None:
+    if _update(
+        _rows().filter(pk=row.pk, generation=row.generation),
+        access_token=None,
+        refresh_token=None,
+        access_expires_at=None,
+        next_refresh_at=None,
+        status=Status.NEEDS_SIGN_IN,
+        last_error=reason,
+        generation=row.generation + 1,
+    ):
+        _record(row, Event.NEEDS_SIGN_IN, reason)
+        _send(signals.needs_sign_in, row, reason=reason)
+
+
+# --- rows
+
+
+def _database() -> str:
+    return router.db_for_write(BipsyncToken)
+
+
+def _rows() -> BipsyncTokenQuerySet:
+    rows = BipsyncToken.objects.using(_database())
+    assert isinstance(rows, BipsyncTokenQuerySet)
+    return rows
+
+
+def _read(pk: int) -> BipsyncToken:
+    row = _rows().select_related("user").filter(pk=pk).first()
+    if row is None:
+        raise SignInRequired("There is no connection to Bipsync any more; sign in again.")
+    return row
+
+
+def _update(rows: models.QuerySet[Any], **values: Any) -> int:
+    return durable.persist(lambda: durable.update(rows, **values), _database(), patience=10)
+
+
+def _lock(tenant: Tenant, subject: str) -> BipsyncToken:
+    """Return the person's row, locked to the end of the transaction, new if need be.
+
+    The insert comes first: its unique index makes two first sign-ins wait for each other, and on
+    SQLite it takes the write lock that ``select_for_update`` does not.
+    """
+    person = BipsyncToken(tenant=tenant.slug, subject=subject, client_id=tenant.client_id)
+    person.status = Status.NEEDS_SIGN_IN
+    _rows().bulk_create([person], ignore_conflicts=True)
+    row = _rows().select_for_update().get(tenant=tenant.slug, kind=person.kind, subject=subject)
+    if row.subject != subject:
+        # A collation that ignores case or accents must not make two people one.
+        raise SignInRefused("not_allowed", "Another subject of this tenant differs only in case.")
+    return row
+
+
+def _pair_values(row: BipsyncToken, pair: TokenPair) -> dict[str, Any]:
+    """Return the columns of a row that has just got ``pair``."""
+    now = timezone.now()
+    lifetime = timedelta(seconds=pair.expires_in)
+    ahead = min(timedelta(seconds=get_settings().refresh_ahead), lifetime / 4)
+    values = {
+        "access_token": row.seal("access_token", pair.access_token),
+        "obtained_at": now,
+        "access_expires_at": now + lifetime,
+        "next_refresh_at": max(now + lifetime - ahead, now + RECENT),
+        "status": Status.ACTIVE,
+        "lease_id": None,
+        "lease_until": None,
+        "attempt": 0,
+        "in_doubt_at": None,
+        "next_attempt_at": None,
+        "last_error": "",
+    }
+    if pair.refresh_token is not None:
+        values["refresh_token"] = row.seal("refresh_token", pair.refresh_token)
+    return values
+
+
+def _granted(claims: Claims, asked: Iterable[str]) -> str:
+    named = claims.scopes if "scopes" in claims.claims else asked
+    return " ".join(sorted(set(named)))
+
+
+# --- events, counters, breaker
+
+
+def _record(
+    row: BipsyncToken,
+    name: str,
+    reason: str = "",
+    *,
+    generation: int | None = None,
+    actor: AbstractBaseUser | None = None,
+) -> None:
+    TokenEvent.objects.using(_database()).create(
+        token_id=row.pk,
+        tenant=row.tenant,
+        subject=row.subject,
+        name=name,
+        reason=reason,
+        generation=row.generation if generation is None else generation,
+        actor_id=None if actor is None else actor.pk,
+    )
+
+
+def _count(tenant: str, name: str) -> None:
+    """Add one to this hour's counter; a figure is not worth an error to the caller."""
+    hour = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
+    counter = {"tenant": tenant, "hour": hour, "name": name}
+    counts = HourlyCount.objects.using(_database())
+    try:
+        with transaction.atomic(using=_database()):
+            if not counts.filter(**counter).update(count=F("count") + 1):
+                counts.bulk_create([HourlyCount(**counter)], ignore_conflicts=True)
+                counts.filter(**counter).update(count=F("count") + 1)
+    except Error as error:
+        logger.warning("The counter %s could not be raised (%s).", name, type(error).__name__)
+
+
+def _states(tenant: str) -> models.QuerySet[TenantState]:
+    states = TenantState.objects.using(_database())
+    states.bulk_create([TenantState(tenant=tenant)], ignore_conflicts=True)
+    return states.filter(tenant=tenant)
+
+
+def _hold_back(tenant: str, reason: str) -> None:
+    """Open the tenant's breaker: for a while no call is made, and no grant is ended."""
+    _states(tenant).update(breaker_until=timezone.now() + HELD_BACK, configuration_error=reason)
+    TokenEvent.objects.using(_database()).create(
+        tenant=tenant, name=Event.BREAKER_OPENED, reason=reason
+    )
+
+
+def _count_death(tenant: str) -> None:
+    """Many deaths without a success look like a wrong URL or application; hold the rest back."""
+    states = _states(tenant)
+    states.update(dead_in_a_row=F("dead_in_a_row") + 1)
+    if states.filter(dead_in_a_row__gte=DEATHS_BEFORE_DOUBT).exists():
+        _hold_back(tenant, "many_dead")
+
+
+def _relieve(tenant: str) -> None:
+    """A success: the application works."""
+    TenantState.objects.using(_database()).filter(
+        Q(dead_in_a_row__gt=0) | Q(breaker_until__isnull=False), tenant=tenant
+    ).update(dead_in_a_row=0, breaker_until=None, configuration_error="")
+
+
+def _send(signal: Signal, row: BipsyncToken, **arguments: object) -> None:
+    signal.send_robust(sender=BipsyncToken, token=row, **arguments)

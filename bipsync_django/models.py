@@ -1,0 +1,214 @@
+"""The rows. Token rows are written by ``lifecycle`` alone."""
+
+from datetime import datetime
+from typing import ClassVar
+
+from django.conf import settings
+from django.db import models
+from django.utils import timezone
+from django.utils.translation import gettext_lazy as _
+
+from .fields import Sealed, SealedField, seal
+
+__all__ = ["BipsyncToken", "HourlyCount", "SpentState", "TenantState", "TokenEvent"]
+
+
+class BipsyncTokenQuerySet(models.QuerySet["BipsyncToken"]):
+    """Token rows by what one wants of them."""
+
+    def active(self) -> "BipsyncTokenQuerySet":
+        """Grants in use. Those of inactive people are neither used nor refreshed."""
+        return self.filter(
+            models.Q(kind=BipsyncToken.Kind.SERVICE) | _user_is_active(),
+            status=BipsyncToken.Status.ACTIVE,
+        )
+
+    def due(self, now: datetime) -> "BipsyncTokenQuerySet":
+        """Grants whose refresh is due at ``now`` (an aware datetime), the longest due first."""
+        return self.active().filter(next_refresh_at__lte=now).order_by("next_refresh_at")
+
+    def for_user(self, user: models.Model) -> "BipsyncTokenQuerySet":
+        """The grants of one person, one for each tenant."""
+        return self.filter(kind=BipsyncToken.Kind.PERSON, user_id=user.pk)
+
+
+def _user_is_active() -> models.Q:
+    from django.contrib.auth import get_user_model
+
+    fields = {field.name for field in get_user_model()._meta.get_fields()}
+    # A custom user model may have is_active as a plain attribute.
+    return models.Q(user__is_active=True) if "is_active" in fields else models.Q(user__isnull=False)
+
+
+class BipsyncToken(models.Model):
+    """One grant: what a person, or a service account, allowed this site at one tenant."""
+
+    class Kind(models.TextChoices):
+        PERSON = "person", _("person")
+        SERVICE = "service", _("service account")
+
+    class Status(models.TextChoices):
+        ACTIVE = "active", _("active")
+        NEEDS_SIGN_IN = "needs_sign_in", _("needs sign-in")
+        DISCONNECTED = "disconnected", _("disconnected")
+
+    tenant = models.CharField(_("tenant"), max_length=63)
+    kind = models.CharField(_("kind"), max_length=16, choices=Kind, default=Kind.PERSON)
+    subject = models.CharField(_("subject"), max_length=255)
+    user = models.ForeignKey(
+        settings.AUTH_USER_MODEL,
+        verbose_name=_("person"),
+        on_delete=models.CASCADE,
+        null=True,
+        blank=True,
+        related_name="bipsync_tokens",
+    )
+    client_id = models.CharField(_("client id"), max_length=255)
+    access_token = SealedField(null=True)
+    refresh_token = SealedField(null=True)
+    scopes = models.TextField(_("scopes"), blank=True, default="")
+    status = models.CharField(_("status"), max_length=16, choices=Status, default=Status.ACTIVE)
+
+    created_at = models.DateTimeField(_("first connected"), default=timezone.now)
+    signed_in_at = models.DateTimeField(_("last sign-in"), null=True)
+    obtained_at = models.DateTimeField(_("last refresh"), null=True)
+    access_expires_at = models.DateTimeField(_("expires"), null=True)
+
+    generation = models.PositiveBigIntegerField(default=0)
+    validated_generation = models.PositiveBigIntegerField(default=0)
+    lease_id = models.CharField(max_length=32, null=True)  # noqa: DJ001 - NULL means "no lease"
+    lease_until = models.DateTimeField(null=True)
+    attempt = models.PositiveIntegerField(_("failures"), default=0)
+    in_doubt_at = models.DateTimeField(null=True)
+    next_attempt_at = models.DateTimeField(null=True)
+    next_refresh_at = models.DateTimeField(_("next refresh"), null=True)
+    last_error = models.CharField(_("last error"), max_length=64, blank=True, default="")
+    sessions_valid_after = models.DateTimeField(null=True)
+
+    objects: ClassVar[models.Manager["BipsyncToken"]] = BipsyncTokenQuerySet.as_manager()
+
+    class Meta:
+        verbose_name = _("Bipsync token")
+        verbose_name_plural = _("Bipsync tokens")
+        constraints = [
+            models.UniqueConstraint(
+                fields=["tenant", "kind", "subject"], name="bipsync_token_identity"
+            ),
+            models.CheckConstraint(
+                condition=models.Q(kind="person") | models.Q(kind="service", user__isnull=True),
+                name="bipsync_token_service_has_no_user",
+            ),
+        ]
+        indexes = [models.Index(fields=["status", "next_refresh_at"], name="bipsync_token_due")]
+
+    def __str__(self) -> str:
+        return f"{self.tenant}/{self.subject}"
+
+    @property
+    def scope_set(self) -> frozenset[str]:
+        """The granted scopes."""
+        return frozenset(self.scopes.split())
+
+    def seal(self, column: str, value: str) -> Sealed:
+        """Encrypt ``value`` so that it opens in this row's ``column`` only."""
+        return seal(value, *self._place(column))
+
+    def unseal(self, column: str) -> str | None:
+        """Return the secret in ``column``, or ``None``. Raises ``SecretUnreadable``."""
+        sealed: Sealed | None = getattr(self, column)
+        return None if sealed is None else sealed.unseal(*self._place(column))
+
+    def _place(self, column: str) -> tuple[str, str, str, str]:
+        return (self.tenant, self.kind, self.subject, column)
+
+
+class TenantState(models.Model):
+    """What all processes have to know of a tenant."""
+
+    tenant = models.CharField(_("tenant"), max_length=63, primary_key=True)
+    breaker_until = models.DateTimeField(_("calls held back until"), null=True)
+    configuration_error = models.CharField(
+        _("configuration error"), max_length=64, blank=True, default=""
+    )
+    dead_in_a_row = models.PositiveIntegerField(default=0)
+    keys_fetched_at = models.DateTimeField(null=True)
+    keys_cooldown_until = models.DateTimeField(null=True)
+    deployment = models.CharField(max_length=255, blank=True, default="")
+
+    class Meta:
+        verbose_name = _("tenant state")
+        verbose_name_plural = _("tenant states")
+
+    def __str__(self) -> str:
+        return self.tenant
+
+
+class TokenEvent(models.Model):
+    """A change or a failure in the life of a grant; nothing secret. Successes are counted only."""
+
+    class Name(models.TextChoices):
+        SIGNED_IN = "signed_in", _("signed in")
+        REFRESH_FAILED = "refresh_failed", _("refresh failed")
+        NEEDS_SIGN_IN = "needs_sign_in", _("needs sign-in")
+        DISCONNECTED = "disconnected", _("disconnected")
+        REVIVED = "revived", _("works again")
+        DISCARDED = "discarded", _("a late answer was not needed")
+        QUARANTINED = "quarantined", _("token held back")
+        BREAKER_OPENED = "breaker_opened", _("calls held back")
+
+    token = models.ForeignKey(
+        BipsyncToken, on_delete=models.SET_NULL, null=True, related_name="events"
+    )
+    tenant = models.CharField(_("tenant"), max_length=63)
+    subject = models.CharField(_("subject"), max_length=255, blank=True, default="")
+    name = models.CharField(_("event"), max_length=32, choices=Name)
+    reason = models.CharField(_("reason"), max_length=64, blank=True, default="")
+    generation = models.PositiveBigIntegerField(null=True)
+    actor = models.ForeignKey(
+        settings.AUTH_USER_MODEL, on_delete=models.SET_NULL, null=True, related_name="+"
+    )
+    at = models.DateTimeField(_("time"), default=timezone.now)
+
+    class Meta:
+        verbose_name = _("token event")
+        verbose_name_plural = _("token events")
+        indexes = [
+            models.Index(fields=["token", "at"], name="bipsync_event_token"),
+            models.Index(fields=["at"], name="bipsync_event_at"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.tenant}/{self.subject}: {self.name}"
+
+
+class HourlyCount(models.Model):
+    """How often something happened in a tenant within an hour (UTC)."""
+
+    tenant = models.CharField(max_length=63)
+    hour = models.DateTimeField()
+    name = models.CharField(max_length=32)
+    count = models.PositiveBigIntegerField(default=0)
+
+    class Meta:
+        verbose_name = _("hourly count")
+        verbose_name_plural = _("hourly counts")
+        constraints = [
+            models.UniqueConstraint(fields=["tenant", "hour", "name"], name="bipsync_hourly_count")
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.tenant} {self.hour:%Y-%m-%d %H:00} {self.name}: {self.count}"
+
+
+class SpentState(models.Model):
+    """A trip through the browser that has come back; its state is good once."""
+
+    digest = models.CharField(max_length=64, primary_key=True)
+    expires_at = models.DateTimeField(db_index=True)
+
+    class Meta:
+        verbose_name = _("spent state")
+        verbose_name_plural = _("spent states")
+
+    def __str__(self) -> str:
+        return self.digest[:8]

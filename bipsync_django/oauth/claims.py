@@ -1,0 +1,113 @@
+"""An access token (a JWT, RFC 7519) becomes validated claims, or a refusal."""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from types import MappingProxyType
+from typing import Any
+
+import jwt
+
+from ..conf import Tenant
+from ..exceptions import TokenRefused
+from .keys import signing_key
+
+__all__ = ["Claims", "validate_access_token"]
+
+_MAX_LENGTH = 16 * 1024
+_MAX_SUBJECT = 255
+_LATEST = datetime(9000, 1, 1, tzinfo=UTC).timestamp()
+# PyJWT forgives padding; one token must have one spelling.
+_SHAPE = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
+
+
+@dataclass(frozen=True)
+class Claims:
+    """What Bipsync signed: who, for which scopes, until when (UTC), and all claims as they came.
+
+    ``scopes`` is empty when the token names none.
+    """
+
+    subject: str
+    scopes: tuple[str, ...]
+    expires_at: datetime
+    claims: Mapping[str, Any] = field(repr=False)
+
+
+def validate_access_token(raw: str, tenant: Tenant, *, from_provider: bool = False) -> Claims:
+    """Return the claims of an access token that ``tenant``'s Bipsync signed for this application.
+
+    Only RS256 with a key from the tenant's JWKS, chosen by ``kid``; ``exp``, ``sub`` and ``aud``
+    are required; ``nbf``, ``iat`` and ``exp`` are checked with the tenant's leeway; ``iss`` when
+    ``ISSUER`` is set (RFC 8725). ``from_provider`` says that the token came straight from the
+    token endpoint, whose unknown ``kid`` is worth a fetch.
+
+    Raises ``TokenRefused``, or ``KeysUnavailable`` when that cannot be decided now.
+    """
+    if not isinstance(raw, str) or len(raw) > _MAX_LENGTH or not _SHAPE.fullmatch(raw):
+        raise TokenRefused("The access token is not a JWT of at most 16 KiB.")
+    key = signing_key(tenant, _kid(raw), from_provider=from_provider)
+    if key is None:
+        raise TokenRefused("The access token is signed with a key that Bipsync does not publish.")
+    try:
+        payload = jwt.decode(
+            raw,
+            key,
+            algorithms=["RS256"],
+            audience=tenant.audience,
+            issuer=tenant.issuer,
+            leeway=tenant.leeway,
+            options={"require": ["exp", "sub", "aud"]},
+        )
+    except jwt.PyJWTError as error:
+        raise TokenRefused(f"The access token is refused ({type(error).__name__}).") from None
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
+        raise TokenRefused("The access token is malformed.") from None
+    return Claims(
+        subject=_subject(payload["sub"]),
+        scopes=_scopes(payload),
+        expires_at=_moment(payload["exp"]),
+        claims=MappingProxyType(payload),
+    )
+
+
+def _kid(raw: str) -> str:
+    try:
+        header = jwt.get_unverified_header(raw)
+    except (jwt.PyJWTError, ValueError, TypeError, RecursionError):
+        raise TokenRefused("The access token's header is malformed.") from None
+    kid = header.get("kid")
+    if header.get("alg") != "RS256":
+        raise TokenRefused("The access token is not signed with RS256.")
+    if not isinstance(kid, str) or not 0 < len(kid) <= 255:
+        raise TokenRefused("The access token names no signing key (kid).")
+    return kid
+
+
+def _subject(value: object) -> str:
+    if (
+        not isinstance(value, str)
+        or not 0 < len(value) <= _MAX_SUBJECT
+        or not value.isprintable()
+        or value != value.strip()
+    ):
+        raise TokenRefused("The access token's subject is not usable.")
+    return value
+
+
+def _moment(value: object) -> datetime:
+    # PyJWT accepts any number, and reads it as a whole one.
+    if not isinstance(value, int | float) or not math.isfinite(value) or not 0 < value < _LATEST:
+        raise TokenRefused("The access token's expiry is not usable.")
+    return datetime.fromtimestamp(value, UTC)
+
+
+def _scopes(payload: Mapping[str, Any]) -> tuple[str, ...]:
+    scopes = payload.get("scopes", [])
+    if not isinstance(scopes, list) or not all(
+        isinstance(scope, str) and scope and not re.search(r"\s", scope) for scope in scopes
+    ):
+        raise TokenRefused("The access token's scopes are not a list of names.")
+    return tuple(scopes)

@@ -1,0 +1,148 @@
+"""Bipsync's signing keys: fetched, filtered, cached, and fetched again for an unknown ``kid``.
+
+PyJWT's own ``PyJWKClient`` caches per process, locks over the network, serves nothing while the
+endpoint is down and lets raw exceptions escape; ``PyJWKSet`` fails as a whole over one bad key.
+So the document is ours to fetch, and PyJWT builds each key.
+"""
+
+import json
+import time
+from typing import Any
+
+import jwt
+from django.core import signing
+from django.core.cache import cache
+
+from ..conf import Tenant
+from ..exceptions import KeysUnavailable
+from .transport import ExchangeFailed, exchange
+
+__all__ = ["signing_key"]
+
+_MAX_DOCUMENT = 256 * 1024
+_MAX_KEYS = 50
+_MIN_RSA_BITS = 2048
+_FRESH = 3600
+_KEPT = 24 * 3600
+_COOLDOWN = 10
+
+
+def signing_key(tenant: Tenant, kid: str, *, from_provider: bool = False) -> jwt.PyJWK | None:
+    """Return the tenant's public key called ``kid``, or ``None`` when Bipsync publishes no such.
+
+    Keys are used for an hour, and up to a day when they cannot be fetched anew. An unknown
+    ``kid`` leads to a fetch: always when the token came straight from the token endpoint
+    (``from_provider``), else at most once in 10 seconds, so that forged tokens do not flood
+    Bipsync.
+
+    Raises ``KeysUnavailable`` when the answer depends on keys that cannot be fetched.
+    """
+    entry = _cached(tenant)
+    known = entry["keys"].get(kid) if entry is not None else None
+    is_fresh = entry is not None and time.time() - entry["at"] < _FRESH
+    if known and is_fresh:
+        return _build(known)
+    if not (from_provider and not known) and not cache.add(_cooldown_name(tenant), 1, _COOLDOWN):
+        if known:
+            return _build(known)
+        if is_fresh:
+            return None
+        raise KeysUnavailable("Bipsync's signing keys could not be fetched a moment ago.")
+    try:
+        keys = _fetch(tenant)
+    except KeysUnavailable:
+        if known:
+            return _build(known)
+        raise
+    _store(tenant, keys)
+    return _build(keys[kid]) if kid in keys else None
+
+
+def _build(jwk: dict[str, Any]) -> jwt.PyJWK:
+    return jwt.PyJWK(jwk, algorithm="RS256")
+
+
+def _fetch(tenant: Tenant) -> dict[str, dict[str, Any]]:
+    try:
+        response = exchange(
+            "GET",
+            tenant.jwks_url,
+            tenant=tenant,
+            max_bytes=_MAX_DOCUMENT,
+            headers={"Accept": "application/json"},
+        )
+    except ExchangeFailed as error:
+        raise KeysUnavailable(f"Bipsync's signing keys cannot be fetched ({error.code}).") from None
+    if response.status_code != 200:
+        raise KeysUnavailable(
+            f"Bipsync's signing keys cannot be fetched (status {response.status_code})."
+        )
+    try:
+        document = json.loads(response.raw.read())
+    except (ValueError, RecursionError):
+        document = None
+    published = document.get("keys") if isinstance(document, dict) else None
+    keys = _usable(published) if isinstance(published, list) else {}
+    if not keys:
+        raise KeysUnavailable("Bipsync's key document holds no usable RS256 key.")
+    return keys
+
+
+def _usable(published: list[Any]) -> dict[str, dict[str, Any]]:
+    """Return what is needed of each RS256 signature key, by ``kid``."""
+    keys: dict[str, dict[str, Any]] = {}
+    repeated: set[str] = set()
+    for jwk in published[:_MAX_KEYS]:
+        if not isinstance(jwk, dict) or not _is_signature_key(jwk):
+            continue
+        kid = jwk["kid"]
+        if kid in keys:
+            repeated.add(kid)
+        keys[kid] = {name: jwk[name] for name in ("kty", "kid", "n", "e")}
+    return {kid: jwk for kid, jwk in keys.items() if kid not in repeated and _is_sound(jwk)}
+
+
+def _is_signature_key(jwk: dict[Any, Any]) -> bool:
+    return (
+        jwk.get("kty") == "RSA"
+        and jwk.get("use", "sig") == "sig"
+        and jwk.get("alg", "RS256") == "RS256"
+        and "d" not in jwk
+        and all(isinstance(jwk.get(name), str) and jwk[name] for name in ("kid", "n", "e"))
+    )
+
+
+def _is_sound(jwk: dict[str, Any]) -> bool:
+    try:
+        key = _build(jwk).key
+    except (jwt.PyJWTError, ValueError, TypeError, KeyError, OverflowError):
+        return False
+    return bool(key.key_size >= _MIN_RSA_BITS)
+
+
+# --- the cache; signed, because whoever can write it could otherwise sign in as anyone
+
+
+def _name(tenant: Tenant) -> str:
+    return f"bipsync_django.keys.{tenant.slug}"
+
+
+def _cooldown_name(tenant: Tenant) -> str:
+    return f"bipsync_django.keys.cooldown.{tenant.slug}"
+
+
+def _salt(tenant: Tenant) -> str:
+    return f"bipsync_django.keys:{tenant.slug}:{tenant.jwks_url}"
+
+
+def _store(tenant: Tenant, keys: dict[str, dict[str, Any]]) -> None:
+    entry = signing.dumps({"at": time.time(), "keys": keys}, salt=_salt(tenant), compress=True)
+    cache.set(_name(tenant), entry, _KEPT)
+
+
+def _cached(tenant: Tenant) -> dict[str, Any] | None:
+    try:
+        entry = signing.loads(cache.get(_name(tenant), ""), salt=_salt(tenant), max_age=_KEPT)
+    except (signing.BadSignature, TypeError, AttributeError):
+        return None
+    return entry if isinstance(entry, dict) else None

@@ -1,0 +1,53 @@
+"""Where a secret comes from. Imports no Django settings, so that a settings module may call it."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from .exceptions import ConfigurationError
+
+__all__ = ["SecretSource", "secret"]
+
+SecretSource = str | Callable[[], str]
+
+_UNSUPPORTED = ("aws-secretsmanager:", "azure-keyvault:")
+
+
+def secret(source: SecretSource, *, name: str = "secret") -> str:
+    """Return the secret that ``source`` names.
+
+    ``source`` is a callable without arguments, ``"env:NAME"`` for an environment variable,
+    ``"file:/path"`` for the content of a file (a trailing line end is dropped), or the secret
+    itself. ``name`` is what error messages call it.
+
+    Raises ``ConfigurationError``, which never shows the value.
+    """
+    value: object
+    if callable(source):
+        value = source()
+        if not isinstance(value, str):
+            raise ConfigurationError(f"{name}: the callable has to return a str.")
+    elif source.startswith("env:"):
+        variable = source.removeprefix("env:")
+        value = os.environ.get(variable, "")
+        if not value:
+            raise ConfigurationError(f"{name}: set the environment variable {variable}.")
+    elif source.startswith("file:"):
+        path = Path(source.removeprefix("file:"))
+        try:
+            value = path.read_text(encoding="utf-8").rstrip("\r\n")
+        except (OSError, UnicodeDecodeError, ValueError) as error:
+            raise ConfigurationError(
+                f"{name}: cannot read {path} ({type(error).__name__}); check that it exists, is "
+                "text, and may be read by the user that runs the site."
+            ) from None
+    elif source.startswith(_UNSUPPORTED):
+        scheme = source.partition(":")[0]
+        raise ConfigurationError(
+            f"{name}: {scheme}: is not supported by this version; use env:, file: or a callable."
+        )
+    else:
+        value = source
+    if not value:
+        raise ConfigurationError(f"{name}: the secret is empty.")
+    return value

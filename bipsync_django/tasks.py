@@ -1,0 +1,27 @@
+"""Celery tasks. Messages carry ids only, and there are no results: both are readable in brokers."""
+
+from celery import shared_task
+
+from . import flow, lifecycle
+
+__all__ = ["refresh_due_tokens", "refresh_token"]
+
+_BATCH = 500
+
+
+@shared_task(ignore_result=True)
+def refresh_due_tokens() -> None:
+    """Hand every row that is due to a worker. Run it once a minute (``schedule.BEAT_SCHEDULE``)."""
+    while pks := lifecycle.take_due(_BATCH):
+        for pk in pks:
+            # A message that comes later than that is for a row that has been taken again.
+            refresh_token.apply_async((pk,), expires=lifecycle.TAKEN_FOR.total_seconds())
+        if len(pks) < _BATCH:
+            break
+    flow.prune()
+
+
+@shared_task(ignore_result=True, acks_late=True, reject_on_worker_lost=True)
+def refresh_token(pk: int) -> None:
+    """Refresh one row if it is still due. Running it twice, or late, is harmless."""
+    lifecycle.refresh_if_due(pk)

@@ -1,0 +1,91 @@
+"""Settings of the test site: a staff portal reduced to what the tests need."""
+
+import os
+from typing import Any
+
+SECRET_KEY = "test-only-" + "k" * 50
+DEBUG = False
+ALLOWED_HOSTS = ["testserver", "localhost", "127.0.0.1"]
+USE_TZ = True
+TIME_ZONE = "Europe/London"
+STATIC_URL = "static/"
+ROOT_URLCONF = "tests.urls"
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+
+DATABASE = os.environ.get("TEST_DATABASE", "sqlite")
+_databases: dict[str, dict[str, Any]] = {
+    "sqlite": {
+        "ENGINE": "django.db.backends.sqlite3",
+        "NAME": "bipsync_test.sqlite3",
+        "OPTIONS": {
+            "transaction_mode": "IMMEDIATE",
+            "timeout": 10,
+            "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=OFF;",
+        },
+        "TEST": {"NAME": f"test_bipsync_{os.getpid()}.sqlite3"},
+    },
+    "postgresql": {
+        "ENGINE": "django.db.backends.postgresql",
+        "NAME": "bipsync",
+        "USER": os.environ.get("TEST_POSTGRESQL_USER", "postgres"),
+        "PASSWORD": os.environ.get("TEST_POSTGRESQL_PASSWORD", ""),
+        "HOST": os.environ.get("TEST_POSTGRESQL_HOST", "127.0.0.1"),
+    },
+    "mariadb": {
+        "ENGINE": "django.db.backends.mysql",
+        "NAME": "bipsync",
+        "USER": os.environ.get("TEST_MARIADB_USER", "root"),
+        "PASSWORD": os.environ.get("TEST_MARIADB_PASSWORD", ""),
+        "HOST": os.environ.get("TEST_MARIADB_HOST", "127.0.0.1"),
+        "OPTIONS": {"charset": "utf8mb4"},
+        "TEST": {"CHARSET": "utf8mb4"},
+    },
+}
+DATABASES = {"default": _databases[DATABASE]}
+
+INSTALLED_APPS = [
+    "django.contrib.admin",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "bipsync_django",
+    "tests",
+]
+MIDDLEWARE = [
+    "django.middleware.security.SecurityMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+]
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+            ]
+        },
+    }
+]
+AUTHENTICATION_BACKENDS = [
+    "bipsync_django.backends.BipsyncBackend",
+    "django.contrib.auth.backends.ModelBackend",
+]
+PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
+LOGIN_URL = "bipsync:login"
+LOGIN_REDIRECT_URL = "/"
+FIELD_ENCRYPTION_KEY = "dGVzdC1vbmx5LWtleS10ZXN0LW9ubHkta2V5LTEyMzQ="
+
+BIPSYNC: dict[str, Any] = {
+    "CLIENT": "acme",
+    "CLIENT_ID": "portal",
+    "CLIENT_SECRET": "portal-secret",
+    "SCOPES": ["users:read"],
+    "ALLOW_INSECURE_LOOPBACK": True,
+}

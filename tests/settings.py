@@ -1,7 +1,8 @@
 """Settings of the test site: a staff portal reduced to what the tests need."""
 
-import os
 from typing import Any
+
+from tests import databases
 
 SECRET_KEY = "test-only-" + "k" * 50
 DEBUG = False
@@ -12,36 +13,8 @@ STATIC_URL = "static/"
 ROOT_URLCONF = "tests.urls"
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
-DATABASE = os.environ.get("TEST_DATABASE", "sqlite")
-_databases: dict[str, dict[str, Any]] = {
-    "sqlite": {
-        "ENGINE": "django.db.backends.sqlite3",
-        "NAME": "bipsync_test.sqlite3",
-        "OPTIONS": {
-            "transaction_mode": "IMMEDIATE",
-            "timeout": 10,
-            "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=OFF;",
-        },
-        "TEST": {"NAME": f"test_bipsync_{os.getpid()}.sqlite3"},
-    },
-    "postgresql": {
-        "ENGINE": "django.db.backends.postgresql",
-        "NAME": "bipsync",
-        "USER": os.environ.get("TEST_POSTGRESQL_USER", "postgres"),
-        "PASSWORD": os.environ.get("TEST_POSTGRESQL_PASSWORD", ""),
-        "HOST": os.environ.get("TEST_POSTGRESQL_HOST", "127.0.0.1"),
-    },
-    "mariadb": {
-        "ENGINE": "django.db.backends.mysql",
-        "NAME": "bipsync",
-        "USER": os.environ.get("TEST_MARIADB_USER", "root"),
-        "PASSWORD": os.environ.get("TEST_MARIADB_PASSWORD", ""),
-        "HOST": os.environ.get("TEST_MARIADB_HOST", "127.0.0.1"),
-        "OPTIONS": {"charset": "utf8mb4"},
-        "TEST": {"CHARSET": "utf8mb4"},
-    },
-}
-DATABASES = {"default": _databases[DATABASE]}
+DATABASES = {"default": databases.sqlite(), **databases.servers()}
+DATABASE_ROUTERS = ["tests.databases.Router"]
 
 INSTALLED_APPS = [
     "django.contrib.admin",

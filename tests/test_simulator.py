@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
@@ -21,6 +22,8 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 import jwt
 import pytest
 import requests
+from django.contrib.auth import SESSION_KEY
+from django.test import Client
 
 from bipsync_django.testing import (
     Answer,
@@ -32,7 +35,10 @@ from bipsync_django.testing import (
     SimulatedUser,
     Trickle,
 )
+from bipsync_django.testing.__main__ import main
 from bipsync_django.testing.dialect import Dialect
+
+pytest_plugins = ["bipsync_django.testing.fixtures"]
 
 CALLBACK = "http://testserver/bipsync/callback/"
 SCOPES = "users:read research:read"
@@ -164,7 +170,7 @@ def _expired_code(app: Application) -> requests.Response:
     return app.exchange(code)
 
 
-def _other_client(app: Application) -> dict[str, str]:
+def _other_client(app: Application) -> dict[str, Any]:
     app.server.clients["other"] = "other-secret"
     return {"client_id": "other", "client_secret": "other-secret"}
 
@@ -646,6 +652,63 @@ def test_a_person_without_an_account_has_no_live_tokens(application: Application
     assert application.me(pair.access_token).status_code == 401
 
 
+def test_odd_claims_of_a_person_do_not_confuse_the_provider(application: Application) -> None:
+    ada = application.server.users[ADA]
+    application.server.add_user(replace(ada, extra={"sub": 7, "scopes": "none"}))
+    pair = application.exchange().json()
+
+    assert application.me(pair["access_token"]).json()["id"] == ADA
+    assert application.refresh(pair["refresh_token"]).status_code == 200
+
+
+@pytest.mark.parametrize("header", ["Basic", "Basic !", "Basic bm9jb2xvbg==", "Basic /w=="])
+def test_unreadable_basic_credentials_are_no_credentials(
+    application: Application, header: str
+) -> None:
+    response = requests.post(
+        application.server.token_url,
+        data={"grant_type": "refresh_token", "refresh_token": "x"},
+        headers={"Authorization": header},
+    )
+
+    assert response.json()["hint"] == "Check the `client_id` parameter"
+
+
+@pytest.mark.parametrize("dialect", ["9", "8"])
+def test_json_parameters_must_be_strings(application: Application, dialect: Dialect) -> None:
+    application.server.dialect = dialect
+
+    response = application.refresh(as_json=True, client_secret=7)
+
+    assert (response.status_code, response.json()["error"]) == (400, "invalid_request")
+
+
+def test_a_json_body_that_is_no_object_holds_no_grant(application: Application) -> None:
+    response = _raw(application, "[]", "application/json")
+
+    assert response.json()["error"] == "unsupported_grant_type"
+
+
+@pytest.mark.parametrize("decision", ["approve", "deny"])
+def test_a_redirect_uri_that_is_withdrawn_meanwhile_is_not_redirected_to(
+    application: Application, decision: str
+) -> None:
+    page = requests.get(application.authorize_url())
+    request_id = page.text.split('name="request_id" value="')[1].split('"')[0]
+    form = {"request_id": request_id, "user": ADA, "decision": decision}
+    application.server.redirect_uris.clear()
+
+    response = requests.post(application.server.authorize_url, data=form, allow_redirects=False)
+
+    assert response.status_code == 401
+
+
+def test_an_authorization_request_must_name_a_client(application: Application) -> None:
+    response = application.authorize(client_id=None)
+
+    assert response.json()["hint"] == "Check the `client_id` parameter"
+
+
 def test_a_changed_secret_is_refused_until_the_site_follows(application: Application) -> None:
     refresh_token = application.pair()["refresh_token"]
     application.server.client_secret = "rotated"
@@ -759,6 +822,17 @@ def test_a_public_key_can_be_misused_as_an_hmac_secret(simulated: SimulatedBipsy
 
     assert jwt.get_unverified_header(forged)["alg"] == "HS256"
     assert not simulated.is_access_token_alive(forged)
+
+
+def test_tokens_that_were_never_issued_are_refused_even_with_a_good_signature(
+    application: Application,
+) -> None:
+    server = application.server
+
+    assert not server.is_access_token_alive(server.sign(server.access_token_claims()))
+    assert not server.is_access_token_alive(server.sign({"jti": ["x"], "exp": 9e9}))
+    assert not server.is_access_token_alive(server.sign({"jti": "x"}))
+    assert not server.is_access_token_alive(server.sign({}, kid="stranger"))
 
 
 def test_a_pair_can_be_issued_that_has_expired_already(application: Application) -> None:
@@ -1144,36 +1218,89 @@ def test_grants_and_keys_outlive_the_process_in_a_private_file_without_tokens(
     assert "def50200" not in state.read_text()
 
 
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def _use_and_interrupt(url: str, number: signal.Signals) -> None:
+    try:
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            try:
+                requests.post(f"{url}/v1/oauth/token")
+            except requests.ConnectionError:
+                time.sleep(0.01)
+            else:
+                break
+    finally:
+        os.kill(os.getpid(), number)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_it_runs_on_its_own_until_it_is_interrupted(number: signal.Signals) -> None:
-    command = [sys.executable, "-m", "bipsync_django.testing", "--port", "0"]
-    with subprocess.Popen(
-        [*command, "--redirect-uri", CALLBACK, "--access-token-lifetime", "180"],
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
-    ) as process:
-        assert process.stdout is not None
-        url = process.stdout.readline().split(" at ")[1].split()[0]
-        page = requests.get(url)
-        process.send_signal(number)
-        rest = process.stdout.read()
+@pytest.mark.parametrize("options", [[], ["--quiet"]])
+def test_it_runs_on_its_own_until_it_is_interrupted(
+    capsys: pytest.CaptureFixture[str], number: signal.Signals, options: list[str]
+) -> None:
+    port = _free_port()
+    url = f"http://127.0.0.1:{port}"
+    before = signal.getsignal(number)
+    visitor = threading.Thread(target=_use_and_interrupt, args=(url, number))
+    visitor.start()
 
-    assert CALLBACK in page.text
-    assert process.returncode == 0
-    assert rest == ""
+    status = main(["--port", str(port), *options])
+    visitor.join()
+
+    announcement, *events = capsys.readouterr().out.splitlines()
+    assert status == 0
+    assert url in announcement
+    assert len(events) == (0 if options else 1)
+    assert all("refused a token request" in event for event in events)
+    assert signal.getsignal(number) is before
 
 
-def test_a_taken_port_is_reported_in_one_line(simulated: SimulatedBipsync) -> None:
+def test_a_taken_port_is_reported_in_one_line(
+    simulated: SimulatedBipsync, capsys: pytest.CaptureFixture[str]
+) -> None:
     port = str(urlsplit(simulated.url).port)
+
+    assert main(["--port", port]) == 1
+    assert capsys.readouterr().err.startswith(f"Cannot listen on 127.0.0.1:{port}: ")
+
+
+def test_it_can_be_run_as_a_module() -> None:
     finished = subprocess.run(
-        [sys.executable, "-m", "bipsync_django.testing", "--port", port],
+        [sys.executable, "-m", "bipsync_django.testing", "--help"],
         capture_output=True,
         text=True,
-        check=False,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        check=True,
+        cwd=Path(__file__).parents[1],
     )
 
-    assert finished.returncode == 1
-    assert finished.stderr.count("\n") == 1
-    assert port in finished.stderr
+    assert "--redirect-uri" in finished.stdout
+
+
+# The fixtures for sites
+
+
+@pytest.mark.django_db
+def test_a_site_signs_somebody_in_with_one_call(
+    client: Client, bipsync: SimulatedBipsync, bipsync_sign_in: Callable[..., Any]
+) -> None:
+    response = bipsync_sign_in(client, user="grace@acme.example", next="/somewhere/")
+
+    assert response.status_code == 302
+    assert response["Location"] == "/somewhere/"
+    assert SESSION_KEY in client.session
+    assert bipsync.calls["code"] == 1
+
+
+@pytest.mark.django_db
+def test_a_sign_in_that_the_site_refuses_fails_the_test_that_asked_for_it(
+    client: Client, bipsync_sign_in: Callable[..., Any], settings: Any
+) -> None:
+    settings.BIPSYNC = {**settings.BIPSYNC, "AUTHORIZE_URL": "http://bipsync.example/authorize"}
+
+    with pytest.raises(AssertionError, match="The sign-in view answered"):
+        bipsync_sign_in(client)

@@ -1,13 +1,14 @@
 """A little of the tenant's data API: enough to see a token work, or not."""
 
 import json
-from collections.abc import Mapping
 from typing import Any
 
 from . import graphql
 from .messages import Request, Response, json_response
 from .people import SimulatedUser
-from .provider import ApiRefusedError, Provider
+from .provider import Provider
+from .store import Pair
+from .tokens import ApiRefusedError
 
 RESEARCH: tuple[dict[str, Any], ...] = (
     {
@@ -69,29 +70,28 @@ def _user(user: SimulatedUser) -> dict[str, Any]:
     }
 
 
-def _require(claims: Mapping[str, Any], *scopes: str) -> None:
-    granted = claims.get("scopes")
-    if not isinstance(granted, list) or not any(scope in granted for scope in scopes):
+def _require(pair: Pair, *scopes: str) -> None:
+    if not any(scope in pair.scopes for scope in scopes):
         raise ApiRefusedError(f"The access token lacks the `{scopes[0]}` scope")
 
 
-def _me(provider: Provider, request: Request, claims: Mapping[str, Any]) -> Response:
-    _require(claims, "users:read", "rest_api:read")
-    user = provider.users[claims["sub"]]
-    return json_response({**_user(user), "scopes": claims["scopes"]})
+def _me(provider: Provider, request: Request, pair: Pair) -> Response:
+    _require(pair, "users:read", "rest_api:read")
+    user = provider.users[pair.user_id]
+    return json_response({**_user(user), "scopes": pair.scopes})
 
 
-def _users(provider: Provider, request: Request, claims: Mapping[str, Any]) -> Response:
-    _require(claims, "users:read", "rest_api:read")
+def _users(provider: Provider, request: Request, pair: Pair) -> Response:
+    _require(pair, "users:read", "rest_api:read")
     return json_response([_user(user) for user in list(provider.users.values())])
 
 
-def _research(provider: Provider, request: Request, claims: Mapping[str, Any]) -> Response:
-    _require(claims, "rest_api:read", "research:read")
+def _research(provider: Provider, request: Request, pair: Pair) -> Response:
+    _require(pair, "rest_api:read", "research:read")
     return json_response(RESEARCH)
 
 
-def _graphql(provider: Provider, request: Request, claims: Mapping[str, Any]) -> Response:
+def _graphql(provider: Provider, request: Request, pair: Pair) -> Response:
     try:
         body = json.loads(request.body)
         query, variables = body["query"], body.get("variables") or {}
@@ -103,7 +103,7 @@ def _graphql(provider: Provider, request: Request, claims: Mapping[str, Any]) ->
         fields = graphql.parse(query, variables)
         for field in fields:
             if field.name in _ROOT_SCOPES:
-                _require(claims, _ROOT_SCOPES[field.name])
+                _require(pair, _ROOT_SCOPES[field.name])
         return json_response(
             {"data": {field.key: _resolve_root(provider, field) for field in fields}}
         )
@@ -173,7 +173,7 @@ def answer(provider: Provider, request: Request) -> Response:
     if request.method != method:
         return json_response({"error": "method_not_allowed"}, 405, headers={"Allow": method})
     try:
-        claims = provider.bearer(request.headers.get("Authorization"))
-        return view(provider, request, claims)
+        pair = provider.bearer(request.headers.get("Authorization"))
+        return view(provider, request, pair)
     except ApiRefusedError as error:
         return provider.refuse_api(error.hint)

@@ -23,6 +23,7 @@ from . import SimulatedBipsync, SimulatedUser
 
 # Settings that a simulated tenant cannot satisfy, whatever the site sets them to.
 _REAL_TENANT_ONLY = {"TENANTS", "AUDIENCE", "ISSUER", "REDIRECT_URI", "CA_BUNDLE"}
+_SCHEMES = ("https", "http")
 
 
 @pytest.fixture
@@ -35,7 +36,8 @@ def bipsync(settings: Any) -> Iterator[SimulatedBipsync]:
             if key not in _REAL_TENANT_ONLY
         }
         settings.BIPSYNC = {**configured, **simulated.settings}
-        simulated.redirect_uris.add("http://testserver" + reverse("bipsync:callback"))
+        callback = reverse("bipsync:callback")
+        simulated.redirect_uris |= {f"{scheme}://testserver{callback}" for scheme in _SCHEMES}
         yield simulated
 
 
@@ -56,10 +58,12 @@ def bipsync_sign_in(bipsync: SimulatedBipsync) -> Callable[..., Any]:
         next: str | None = None,  # noqa: A002 - the name that Django's own views use
     ) -> Any:
         query = {} if next is None else {"next": next}
-        response = client.get(reverse("bipsync:login"), query)
+        # Over https, as in production: "testserver" is no loopback address, so the site would
+        # not take a code over http there.
+        response = client.get(reverse("bipsync:login"), query, secure=True)
         if response.status_code != 302:
             raise AssertionError(f"The sign-in view answered {response.status_code}, not 302.")
         callback = urlsplit(bipsync.approve(response["Location"], user=user))
-        return client.get(f"{callback.path}?{callback.query}")
+        return client.get(f"{callback.path}?{callback.query}", secure=True)
 
     return sign_in

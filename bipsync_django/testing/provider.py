@@ -1,12 +1,5 @@
-"""The provider itself: oauthlib's server side over a store of grants, without HTTP.
+"""The provider itself: oauthlib's server side over a store of grants, without HTTP."""
 
-Protocol rules (RFC 6749, RFC 7636) are oauthlib's. The validator answers its questions, and where
-it says no it names the reason, which ``dialect`` turns into the recorded wording.
-"""
-
-import base64
-import binascii
-import hmac
 import json
 import re
 import secrets
@@ -17,21 +10,19 @@ from types import EllipsisType
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
-import jwt
-from jwt.api_jws import PyJWS
 from oauthlib import common
-from oauthlib.oauth2 import RequestValidator, WebApplicationServer
+from oauthlib.oauth2 import WebApplicationServer
 from oauthlib.oauth2.rfc6749 import errors
 
 from . import dialect as wording
+from . import tokens
 from .dialect import Dialect
 from .keys import KeyRing
 from .messages import HTML, JSON, Request, Response
-from .people import DEFAULT_USERS, SimulatedUser, is_known_scope
-from .store import Code, GrantStore, Pair, digest
+from .people import DEFAULT_USERS, SimulatedUser
+from .store import GrantStore, Pair, digest
+from .validator import Validator
 
-_PKCE_VALUE = re.compile(r"[A-Za-z0-9\-._~]{43,128}")
-_CODE_LIFETIME = 600
 # oauthlib parses a whole URI; nothing is ever sent to this one.
 _SOME_URI = "https://provider.invalid/"
 
@@ -43,303 +34,6 @@ class IssuedPair:
     access_token: str
     refresh_token: str
     expires_in: int
-
-
-@dataclass(frozen=True)
-class _Client:
-    client_id: str
-
-
-class ApiRefusedError(Exception):
-    """The API will not serve this bearer token; ``hint`` is the recorded reason."""
-
-    def __init__(self, hint: str) -> None:
-        super().__init__(hint)
-        self.hint = hint
-
-
-def _opaque(payload: Mapping[str, object]) -> str:
-    """Return a token shaped, and as long, as the real package's ciphertext of ``payload``.
-
-    That is the encryption library's header ``def50200``, then salt, nonce, ciphertext and
-    authentication tag (84 bytes with the header) in hexadecimal. A column that is too narrow
-    for a user with many scopes is found here rather than in production.
-    """
-    size = 80 + len(json.dumps(payload, separators=(",", ":")))
-    return "def50200" + secrets.token_hex(size)
-
-
-def _basic_credentials(header: str) -> tuple[str, str] | tuple[None, None]:
-    scheme, _, encoded = header.partition(" ")
-    if scheme.lower() != "basic":
-        return None, None
-    try:
-        client_id, colon, secret = base64.b64decode(encoded).decode().partition(":")
-    except (binascii.Error, UnicodeDecodeError):
-        return None, None
-    return (client_id, secret) if colon else (None, None)
-
-
-def _equal(left: str, right: str) -> bool:
-    return hmac.compare_digest(
-        left.encode("utf-8", "surrogatepass"), right.encode("utf-8", "surrogatepass")
-    )
-
-
-class _Validator(RequestValidator):
-    """oauthlib's questions, answered from the provider's state.
-
-    ``request.user`` is the user's id and ``request.claims`` the claims of the token being issued.
-    """
-
-    def __init__(self, provider: "Provider") -> None:
-        self._provider = provider
-        self._store = provider.store
-
-    # The authorization endpoint
-
-    def validate_client_id(
-        self, client_id: str, request: common.Request, *args: Any, **kwargs: Any
-    ) -> bool:
-        return client_id in self._provider.clients
-
-    def validate_redirect_uri(
-        self,
-        client_id: str,
-        redirect_uri: str,
-        request: common.Request,
-        *args: Any,
-        **kwargs: Any,
-    ) -> bool:
-        return redirect_uri in self._provider.redirect_uris
-
-    def get_default_redirect_uri(
-        self, client_id: str, request: common.Request, *args: Any, **kwargs: Any
-    ) -> str:
-        if request.code is not None:
-            record = self._store.code(request.code)
-            return record.redirect_uri if record and not record.redirect_uri_given else ""
-        registered = self._provider.redirect_uris
-        return next(iter(registered)) if len(registered) == 1 else ""
-
-    def validate_response_type(
-        self,
-        client_id: str,
-        response_type: str,
-        client: Any,
-        request: common.Request,
-        *args: Any,
-        **kwargs: Any,
-    ) -> bool:
-        return response_type == "code"
-
-    def get_default_scopes(
-        self, client_id: str, request: common.Request, *args: Any, **kwargs: Any
-    ) -> list[str]:
-        return []
-
-    def validate_scopes(
-        self,
-        client_id: str,
-        scopes: list[str],
-        client: Any,
-        request: common.Request,
-        *args: Any,
-        **kwargs: Any,
-    ) -> bool:
-        for scope in scopes:
-            if not is_known_scope(scope):
-                raise errors.InvalidScopeError(f"Check the `{scope}` scope", request=request)
-        return True
-
-    def is_pkce_required(self, client_id: str, request: common.Request) -> bool:
-        # oauthlib asks this before it looks at the challenge, and would accept "plain" and a
-        # challenge of any length.
-        if request.code_challenge is not None:
-            if request.code_challenge_method in (None, "plain"):
-                raise errors.InvalidRequestError("Code challenge method must be `S256`")
-            if not _PKCE_VALUE.fullmatch(request.code_challenge):
-                raise errors.InvalidRequestError(
-                    "Code challenge must follow the specifications of RFC-7636."
-                )
-        return True
-
-    def save_authorization_code(
-        self, client_id: str, code: Any, request: common.Request, *args: Any, **kwargs: Any
-    ) -> None:
-        self._store.add_code(
-            code["code"],
-            Code(
-                client_id=client_id,
-                user_id=str(request.user),
-                scopes=tuple(request.scopes or ()),
-                redirect_uri=str(request.redirect_uri),
-                redirect_uri_given=not getattr(request, "using_default_redirect_uri", False),
-                challenge=str(request.code_challenge),
-                challenge_method=str(request.code_challenge_method),
-                expires_at=self._provider.now() + _CODE_LIFETIME,
-            ),
-        )
-
-    # The token endpoint
-
-    def client_authentication_required(
-        self, request: common.Request, *args: Any, **kwargs: Any
-    ) -> bool:
-        return True
-
-    def authenticate_client(self, request: common.Request, *args: Any, **kwargs: Any) -> bool:
-        basic_id, basic_secret = _basic_credentials(request.headers.get("Authorization") or "")
-        client_id = request.client_id or basic_id
-        secret = basic_secret if request.client_secret is None else request.client_secret
-        if not client_id:
-            raise errors.InvalidRequestError("Check the `client_id` parameter")
-        expected = self._provider.clients.get(client_id)
-        if expected is None:
-            return False
-        if secret is None:
-            raise errors.CustomOAuth2Error(wording.MISSING_SECRET)
-        if not _equal(secret, expected):
-            return False
-        request.client = _Client(client_id)
-        request.client_id = client_id
-        return True
-
-    def validate_grant_type(
-        self,
-        client_id: str,
-        grant_type: str,
-        client: Any,
-        request: common.Request,
-        *args: Any,
-        **kwargs: Any,
-    ) -> bool:
-        return True
-
-    def validate_code(
-        self,
-        client_id: str,
-        code: str,
-        client: Any,
-        request: common.Request,
-        *args: Any,
-        **kwargs: Any,
-    ) -> bool:
-        record = self._store.code(code)
-        if record is None or record.user_id not in self._provider.users:
-            raise self._dead_code("Cannot validate the provided authorization code")
-        if self._provider.now() > record.expires_at:
-            raise self._dead_code("Authorization code has expired")
-        if record.spent:
-            raise self._dead_code("Authorization code has been revoked")
-        if record.client_id != client_id:
-            raise errors.InvalidRequestError("Authorization code was not issued to this client")
-        verifier = request.code_verifier
-        if verifier is not None and not _PKCE_VALUE.fullmatch(verifier):
-            raise errors.InvalidRequestError(
-                "Code Verifier must follow the specifications of RFC-7636."
-            )
-        request.user = record.user_id
-        request.scopes = list(record.scopes)
-        return True
-
-    @staticmethod
-    def _dead_code(hint: str) -> errors.OAuth2Error:
-        return errors.CustomOAuth2Error(wording.DEAD_CODE, hint)
-
-    def get_code_challenge(self, code: str, request: common.Request) -> str:
-        record = self._store.code(code)
-        return record.challenge if record else ""
-
-    def get_code_challenge_method(self, code: str, request: common.Request) -> str:
-        record = self._store.code(code)
-        return record.challenge_method if record else ""
-
-    def confirm_redirect_uri(
-        self,
-        client_id: str,
-        code: str,
-        redirect_uri: str,
-        client: Any,
-        request: common.Request,
-        *args: Any,
-        **kwargs: Any,
-    ) -> bool:
-        record = self._store.code(code)
-        if record is not None and record.redirect_uri == redirect_uri:
-            return True
-        if redirect_uri in self._provider.redirect_uris:
-            raise errors.InvalidRequestError("Invalid redirect URI")
-        raise errors.CustomOAuth2Error(wording.UNREGISTERED_REDIRECT_URI)
-
-    def invalidate_authorization_code(
-        self, client_id: str, code: str, request: common.Request, *args: Any, **kwargs: Any
-    ) -> None:
-        record = self._store.code(code)
-        if record is not None:
-            record.spent = True
-
-    def validate_refresh_token(
-        self, refresh_token: str, client: Any, request: common.Request, *args: Any, **kwargs: Any
-    ) -> bool:
-        if not refresh_token:
-            raise errors.CustomOAuth2Error(wording.EMPTY_REFRESH_TOKEN)
-        pair = self._store.by_refresh_token(refresh_token)
-        if pair is None:
-            raise self._dead_refresh_token("Cannot decrypt the refresh token")
-        if pair.client_id != client.client_id:
-            raise self._dead_refresh_token("Token is not linked to client")
-        if self._provider.now() > pair.refresh_expires_at:
-            raise self._dead_refresh_token("Token has expired")
-        if pair.revoked or pair.user_id not in self._provider.users:
-            if self._provider.family_revocation:
-                self._store.revoke_family(pair.family)
-            raise self._dead_refresh_token("Token has been revoked")
-        request.user = pair.user_id
-        return True
-
-    @staticmethod
-    def _dead_refresh_token(hint: str) -> errors.OAuth2Error:
-        return errors.CustomOAuth2Error(wording.DEAD_REFRESH_TOKEN, hint)
-
-    def get_original_scopes(
-        self, refresh_token: str, request: common.Request, *args: Any, **kwargs: Any
-    ) -> list[str]:
-        # This token's own scopes, not those of the sign-in: narrowing is for good.
-        pair = self._store.by_refresh_token(refresh_token)
-        return list(pair.scopes) if pair else []
-
-    def is_within_original_scope(
-        self,
-        request_scopes: list[str],
-        refresh_token: str,
-        request: common.Request,
-        *args: Any,
-        **kwargs: Any,
-    ) -> bool:
-        granted = self.get_original_scopes(refresh_token, request)
-        extra = next(scope for scope in request_scopes if scope not in granted)
-        raise errors.InvalidScopeError(f"Check the `{extra}` scope")
-
-    def save_bearer_token(
-        self, token: Any, request: common.Request, *args: Any, **kwargs: Any
-    ) -> None:
-        claims = request.claims or {}
-        name = self._provider.users[str(request.user)].name
-        if request.grant_type == "refresh_token":
-            old = self._store.by_refresh_token(str(request.refresh_token))
-            if old is None:
-                raise errors.ServerError("The refresh token vanished while it was in use.")
-            old.revoked = True
-            family = old.family
-            event = f"refreshed the pair of {name} for {request.client_id}"
-        else:
-            family = secrets.token_hex(12)
-            event = f"{name} signed in to {request.client_id}"
-        self._provider.remember_pair(
-            claims, token["refresh_token"], family=family, client_id=str(request.client_id)
-        )
-        self._provider.announce(event)
 
 
 class Provider:
@@ -383,7 +77,7 @@ class Provider:
         self.keys = KeyRing()
         self.store = GrantStore()
         self._oauth = WebApplicationServer(
-            _Validator(self),
+            Validator(self),
             token_generator=self._access_token_for,
             token_expires_in=lambda request: self.access_token_lifetime,
             refresh_token_generator=self._refresh_token_for,
@@ -448,27 +142,41 @@ class Provider:
             scopes: what the user consents to.
             lifetime: of the access token, in seconds, negative for an expired one.
         """
+        account = self.find_user(user)
+        granted = list(scopes)
         seconds = self.access_token_lifetime if lifetime is None else lifetime
-        claims = self.access_token_claims(user, scopes=scopes, lifetime=seconds)
+        claims = self.access_token_claims(account, scopes=granted, lifetime=seconds)
         refresh_token = self._opaque_refresh_token(claims)
         self.remember_pair(
-            claims, refresh_token, family=secrets.token_hex(12), client_id=self.client_id
+            claims["jti"],
+            refresh_token,
+            user_id=account.id,
+            scopes=granted,
+            family=secrets.token_hex(12),
+            client_id=self.client_id,
         )
         self.changed()
         return IssuedPair(self.sign(claims), refresh_token, seconds)
 
     def remember_pair(
-        self, claims: Mapping[str, Any], refresh_token: str, *, family: str, client_id: str
+        self,
+        jti: str,
+        refresh_token: str,
+        *,
+        user_id: str,
+        scopes: Iterable[str],
+        family: str,
+        client_id: str,
     ) -> None:
         """Store an issued pair."""
         self.store.add_pair(
             Pair(
-                jti=claims["jti"],
+                jti=jti,
                 refresh_digest=digest(refresh_token),
                 family=family,
                 client_id=client_id,
-                user_id=claims["sub"],
-                scopes=tuple(claims["scopes"]),
+                user_id=user_id,
+                scopes=tuple(scopes),
                 refresh_expires_at=self.now() + self.refresh_token_lifetime,
             )
         )
@@ -487,7 +195,7 @@ class Provider:
         """Return whether the API would accept ``access_token`` now."""
         try:
             self.bearer(f"Bearer {access_token}")
-        except ApiRefusedError:
+        except tokens.ApiRefusedError:
             return False
         return True
 
@@ -567,18 +275,14 @@ class Provider:
             algorithm: a JWS algorithm, or ``"none"``.
             headers: further members of the JOSE header; they win.
         """
-        header: dict[str, Any] = {}
-        if kid is ...:
-            header["kid"] = self.keys.current.kid
-        elif kid is not None:
-            header["kid"] = kid
-        header.update(headers or {})
-        payload = json.dumps(claims, separators=(",", ":")).encode()
-        if algorithm == "HS256":
-            return _sign_hs256(header, payload, key)
-        if key is ...:
-            key = None if algorithm == "none" else self.keys.current.private
-        return PyJWS().encode(payload, key, algorithm, headers=header, sort_headers=False)
+        return tokens.sign(
+            claims,
+            current=self.keys.current,
+            kid=kid,
+            key=key,
+            algorithm=algorithm,
+            headers=headers,
+        )
 
     def public_pem(self) -> bytes:
         """Return the current public key in PEM form."""
@@ -597,7 +301,7 @@ class Provider:
         return self._opaque_refresh_token(request.claims or {})
 
     def _opaque_refresh_token(self, claims: Mapping[str, Any]) -> str:
-        return _opaque(
+        return tokens.opaque(
             {
                 "client_id": claims["aud"],
                 "refresh_token_id": claims["jti"],
@@ -614,7 +318,7 @@ class Provider:
         # oauthlib's own codes have 30 characters; callback URLs must cope with the real size.
         if request is not None:
             given = not getattr(request, "using_default_redirect_uri", False)
-            grant["code"] = _opaque(
+            grant["code"] = tokens.opaque(
                 {
                     "client_id": request.client_id,
                     "redirect_uri": request.redirect_uri if given else None,
@@ -717,8 +421,8 @@ class Provider:
         whose = f" for {client_id}" if client_id in self.clients else ""
         self.announce(f"{what}{whose}: {said.get('hint') or said['error_description']}")
 
-    def bearer(self, header: str | None) -> dict[str, Any]:
-        """Return the claims of a usable access token (RFC 6750 section 2.1).
+    def bearer(self, header: str | None) -> Pair:
+        """Return the pair that a usable access token belongs to (RFC 6750 section 2.1).
 
         Args:
             header: the ``Authorization`` header.
@@ -727,48 +431,14 @@ class Provider:
             ApiRefusedError: the token is missing, malformed, expired or revoked.
         """
         if not header:
-            raise ApiRefusedError('Missing "Authorization" header')
+            raise tokens.ApiRefusedError('Missing "Authorization" header')
         flags = re.IGNORECASE if self.dialect == "9" else re.NOFLAG
         raw = re.sub(r"^\s*Bearer(\s+|$)", "", header, count=1, flags=flags).strip()
-        claims = self._verified_claims(raw)
+        claims = tokens.verify(raw, self.keys, now=self.now())
         pair = self.store.by_jti(claims.get("jti"))
         if pair is None or pair.revoked or pair.user_id not in self.users:
-            raise ApiRefusedError("Access token has been revoked")
-        return claims
-
-    def _verified_claims(self, raw: str) -> dict[str, Any]:
-        parts = raw.split(".")
-        if len(parts) != 3:
-            raise ApiRefusedError("The JWT string must have two dots")
-        if not parts[2]:
-            raise ApiRefusedError("The JWT string is missing the Signature part")
-        if not all(re.fullmatch(r"[A-Za-z0-9_-]*", part) and len(part) % 4 != 1 for part in parts):
-            raise ApiRefusedError(
-                "Error while decoding from Base64Url, invalid base64 characters detected"
-            )
-        unverified = ApiRefusedError("Access token could not be verified")
-        try:
-            key = self.keys.find(jwt.get_unverified_header(raw).get("kid"))
-            if key is None:
-                raise unverified
-            claims: dict[str, Any] = jwt.decode(
-                raw,
-                key.private.public_key(),
-                algorithms=["RS256"],
-                # Judged below by the provider's clock, which need not be ours.
-                options={
-                    "verify_aud": False,
-                    "verify_exp": False,
-                    "verify_nbf": False,
-                    "verify_iat": False,
-                },
-            )
-        except (jwt.PyJWTError, ValueError) as error:
-            raise unverified from error
-        expires_at = claims.get("exp")
-        if not isinstance(expires_at, int | float) or self.now() >= expires_at:
-            raise unverified
-        return claims
+            raise tokens.ApiRefusedError("Access token has been revoked")
+        return pair
 
     def refuse_api(self, hint: str) -> Response:
         """Return the API's answer to a bad bearer token, or to one that lacks the scope."""
@@ -819,13 +489,3 @@ def _token_response(token: Mapping[str, Any]) -> Response:
         "application/json; charset=UTF-8",
         {"Cache-Control": "no-store", "Pragma": "no-cache"},
     )
-
-
-def _sign_hs256(header: Mapping[str, Any], payload: bytes, key: bytes) -> str:
-    # PyJWT will not use a public key as an HMAC secret; somebody who forges tokens will.
-    def encode(raw: bytes) -> bytes:
-        return base64.urlsafe_b64encode(raw).rstrip(b"=")
-
-    jose = json.dumps({"typ": "JWT", "alg": "HS256", **header}).encode()
-    signed = encode(jose) + b"." + encode(payload)
-    return (signed + b"." + encode(hmac.digest(key, signed, "sha256"))).decode()

@@ -1,0 +1,107 @@
+"""The databases that the tests run on, and the router that chooses one.
+
+SQLite is always there. PostgreSQL and MariaDB are used where they answer; which of them are
+missing, and why, is known here, so that tests can skip on a laptop and fail in CI.
+"""
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+MISSING: dict[str, str] = {}
+"""Alias → why it cannot be used."""
+
+IN_CI = os.environ.get("CI", "").lower() in {"1", "true"}
+
+
+def sqlite() -> dict[str, Any]:
+    name = str(Path(tempfile.gettempdir()) / f"bipsync_test_{os.getpid()}.sqlite3")
+    return {
+        "ENGINE": "django.db.backends.sqlite3",
+        "NAME": name,
+        "OPTIONS": {
+            "transaction_mode": "IMMEDIATE",
+            "timeout": 20,
+            "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=OFF;",
+        },
+        # A file, because threads and live servers cannot share a database in memory.
+        "TEST": {"NAME": name},
+    }
+
+
+def servers() -> dict[str, dict[str, Any]]:
+    """Return the Django settings of the database servers that answer."""
+    found = {}
+    for alias, (check, settings) in {
+        "postgresql": (_check_postgresql, _postgresql()),
+        "mariadb": (_check_mariadb, _mariadb()),
+    }.items():
+        try:
+            check(settings)
+        except Exception as error:  # noqa: BLE001 - any reason is a reason to go without
+            MISSING[alias] = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"
+        else:
+            found[alias] = settings
+    return found
+
+
+def _postgresql() -> dict[str, Any]:
+    return {
+        "ENGINE": "django.db.backends.postgresql",
+        "NAME": f"bipsync_{os.getpid()}",
+        "USER": os.environ.get("TEST_POSTGRESQL_USER", "postgres"),
+        "PASSWORD": os.environ.get("TEST_POSTGRESQL_PASSWORD", ""),
+        "HOST": os.environ.get("TEST_POSTGRESQL_HOST", "127.0.0.1"),
+        "PORT": os.environ.get("TEST_POSTGRESQL_PORT", "5432"),
+    }
+
+
+def _mariadb() -> dict[str, Any]:
+    return {
+        "ENGINE": "django.db.backends.mysql",
+        "NAME": f"bipsync_{os.getpid()}",
+        "USER": os.environ.get("TEST_MARIADB_USER", "root"),
+        "PASSWORD": os.environ.get("TEST_MARIADB_PASSWORD", ""),
+        "HOST": os.environ.get("TEST_MARIADB_HOST", "127.0.0.1"),
+        "PORT": os.environ.get("TEST_MARIADB_PORT", "3306"),
+        "OPTIONS": {"charset": "utf8mb4"},
+        "TEST": {"CHARSET": "utf8mb4"},
+    }
+
+
+def _check_postgresql(settings: dict[str, Any]) -> None:
+    import psycopg
+
+    psycopg.connect(
+        host=settings["HOST"],
+        port=settings["PORT"],
+        user=settings["USER"],
+        password=settings["PASSWORD"],
+        dbname="postgres",
+        connect_timeout=3,
+    ).close()
+
+
+def _check_mariadb(settings: dict[str, Any]) -> None:
+    import MySQLdb
+
+    MySQLdb.connect(
+        host=settings["HOST"],
+        port=int(settings["PORT"]),
+        user=settings["USER"],
+        password=settings["PASSWORD"],
+        connect_timeout=3,
+    ).close()
+
+
+class Router:
+    """Sends everything to the database that the present test is about."""
+
+    alias = "default"
+
+    def db_for_read(self, model: object, **hints: object) -> str:
+        return Router.alias
+
+    def db_for_write(self, model: object, **hints: object) -> str:
+        return Router.alias

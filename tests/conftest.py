@@ -6,10 +6,9 @@ from django.core.cache import cache
 from django.db import connections
 
 from tests import databases
+from tests.databases import on
 
 pytest_plugins = ["bipsync_django.testing.fixtures"]
-
-ALIASES = ["default", "postgresql", "mariadb"]
 
 
 @pytest.fixture(autouse=True)
@@ -19,12 +18,7 @@ def _empty_cache() -> Iterator[None]:
     cache.clear()
 
 
-@pytest.fixture(
-    params=[
-        pytest.param(alias, marks=pytest.mark.django_db(transaction=True, databases=[alias]))
-        for alias in ALIASES
-    ]
-)
+@pytest.fixture(params=on("default", "postgresql", "mariadb"))
 def database(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Run the test on each database; its name is the alias in use."""
     alias: str = request.param

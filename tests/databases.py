@@ -9,6 +9,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 MISSING: dict[str, str] = {}
 """Alias → why it cannot be used."""
 
@@ -105,3 +107,15 @@ class Router:
 
     def db_for_write(self, model: object, **hints: object) -> str:
         return Router.alias
+
+
+def on(*aliases: str) -> list[Any]:
+    """Return pytest parameters for the ``database`` fixture."""
+    return [
+        pytest.param(alias, marks=pytest.mark.django_db(transaction=True, databases=[alias]))
+        for alias in aliases
+    ]
+
+
+on_servers = pytest.mark.parametrize("database", on("postgresql", "mariadb"), indirect=True)
+on_sqlite = pytest.mark.parametrize("database", on("default"), indirect=True)

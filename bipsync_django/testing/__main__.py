@@ -60,17 +60,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace, interrupted: threading.Event) -> int:
-    simulated = SimulatedBipsync(
-        client=options.client,
-        client_id=options.client_id,
-        client_secret=options.client_secret,
-        redirect_uris=options.redirect_uri,
-        host=options.host,
-        port=options.port,
-        access_token_lifetime=options.access_token_lifetime,
-        dialect=options.dialect,
-        state_file=options.state,
-    )
+    try:
+        simulated = SimulatedBipsync(
+            client=options.client,
+            client_id=options.client_id,
+            client_secret=options.client_secret,
+            redirect_uris=options.redirect_uri,
+            host=options.host,
+            port=options.port,
+            access_token_lifetime=options.access_token_lifetime,
+            dialect=options.dialect,
+            state_file=options.state,
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        sys.stderr.write(f"Cannot go on from {options.state}: {error!r}\n")
+        return 1
     if not options.quiet:
         simulated.on_event = lambda event: _print(f"{time.strftime('%H:%M:%S')} {event}")
     try:

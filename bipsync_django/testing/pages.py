@@ -14,7 +14,8 @@ _HEADERS = {
     "Referrer-Policy": "no-referrer",
     # No form-action: browsers apply it to the redirect that follows the form as well.
     "Content-Security-Policy": (
-        "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; frame-ancestors 'none'"
+        "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; "
+        "frame-ancestors 'none'"
     ),
 }
 

@@ -7,7 +7,7 @@ they are, and nothing ties a ciphertext to its row.
 """
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cryptography.fernet import InvalidToken
 from django.core.exceptions import ImproperlyConfigured
@@ -69,7 +69,13 @@ def seal(value: str, *place: str) -> Sealed:
     return Sealed(ciphertext.decode("ascii"))
 
 
-class SealedField(encrypted_fields.EncryptedTextField):  # type: ignore[misc]
+if TYPE_CHECKING:
+    _EncryptedTextField = models.TextField[Sealed | None, Sealed | None]
+else:
+    _EncryptedTextField = encrypted_fields.EncryptedTextField
+
+
+class SealedField(_EncryptedTextField):
     """A column of ``Sealed`` values or NULL; plaintext, expressions and lookups raise TypeError."""
 
     description = "A secret, encrypted for its row and column"
@@ -78,7 +84,7 @@ class SealedField(encrypted_fields.EncryptedTextField):  # type: ignore[misc]
         kwargs["editable"] = False
         super().__init__(*args, **kwargs)
 
-    def deconstruct(self) -> tuple[str, str, list[Any], dict[str, Any]]:
+    def deconstruct(self) -> Any:
         name, path, args, kwargs = super().deconstruct()
         del kwargs["editable"]
         return name, path, args, kwargs
@@ -124,7 +130,7 @@ class SealedField(encrypted_fields.EncryptedTextField):  # type: ignore[misc]
             return lookup
         raise TypeError(f"{self.name} is encrypted and cannot be searched.")
 
-    def value_to_string(self, obj: models.Model) -> str | None:
+    def value_to_string(self, obj: models.Model) -> Any:
         """Return the ciphertext: what ``dumpdata`` writes is as safe as the database."""
         return self.get_prep_value(self.value_from_object(obj))
 

@@ -19,12 +19,12 @@ class InsideATestCase(TestCase):
     """Sites test with TestCase, whose data no other connection can see."""
 
     def test_a_refresh_works_inside_a_test_case(self) -> None:
-        with SimulatedBipsync() as bipsync:
-            with self.settings(BIPSYNC={**bipsync.settings, "SCOPES": ["users:read"]}):
-                token = connect(bipsync)
-                self.assertTrue(
-                    bipsync.is_access_token_alive(lifecycle.access_token(expire(token)))
-                )
+        with (
+            SimulatedBipsync() as bipsync,
+            self.settings(BIPSYNC={**bipsync.settings, "SCOPES": ["users:read"]}),
+        ):
+            token = connect(bipsync)
+            self.assertTrue(bipsync.is_access_token_alive(lifecycle.access_token(expire(token))))
 
     def test_a_transaction_of_the_sites_own_counts_inside_a_test_case_too(self) -> None:
         with transaction.atomic(), self.assertRaises(RefreshInsideTransaction):

@@ -24,7 +24,7 @@ from bipsync_django.exceptions import (
 )
 from bipsync_django.models import BipsyncToken, HourlyCount, TenantState, TokenEvent
 from bipsync_django.oauth.claims import validate_access_token
-from bipsync_django.oauth.client import TokenPair
+from bipsync_django.oauth.client import TokenPair, refresh_pair
 from bipsync_django.testing import Answer, DropAfter, DropBefore, Html, SimulatedBipsync
 from tests.databases import on_servers, on_sqlite
 from tests.grants import at_once, connect, expire, nearly_expire, refresh_token_of, reload
@@ -278,7 +278,7 @@ def test_an_owner_whose_lease_was_taken_over_still_stores_the_live_pair(
     expired = expire(token)
     slow = lifecycle._claim(expired)
     assert slow is not None
-    issued = lifecycle.refresh_pair(get_tenant(), refresh_token_of(token))
+    issued = refresh_pair(get_tenant(), refresh_token_of(token))
     past = timezone.now() - timedelta(seconds=1)
     BipsyncToken.objects.filter(pk=token.pk).update(lease_until=past)
     other = lifecycle._claim(expired)
@@ -295,7 +295,7 @@ def test_a_late_answer_revives_a_row_that_a_second_sender_found_dead(
 ) -> None:
     expired = expire(token)
     assert lifecycle._claim(expired) is not None
-    issued = lifecycle.refresh_pair(get_tenant(), refresh_token_of(token))
+    issued = refresh_pair(get_tenant(), refresh_token_of(token))
     past = timezone.now() - timedelta(seconds=1)
     BipsyncToken.objects.filter(pk=token.pk).update(lease_until=past)
     with pytest.raises(SignInRequired):
@@ -395,7 +395,7 @@ def test_a_dead_grant_hands_out_what_still_works(
     assert lifecycle.access_token(due) == access_token
 
 
-TROUBLE = {
+TROUBLE: dict[str, tuple[Any, str, bool]] = {
     "a wrong secret": (Answer(401, {"error": "invalid_client"}), "invalid_client", False),
     "a wrong URL": (Html(404), "wrong_endpoint", False),
     "an address not allowed": (Html(403), "forbidden", False),
@@ -592,7 +592,7 @@ def test_a_token_that_does_not_validate_is_held_back_and_not_thrown_away(
     bipsync.fail("token", Answer(200, answer))
     expired = expire(token)
     for _ in range(2):
-        with pytest.raises(RefreshUnavailable, match="does not validate|held back"):
+        with pytest.raises(RefreshUnavailable, match=r"does not validate|held back"):
             lifecycle.access_token(expired)
     row = reload(token)
     assert (row.status, row.last_error) == (Status.ACTIVE, "token_refused")

@@ -5,9 +5,11 @@ from typing import Any
 
 from django.contrib.auth.backends import ModelBackend
 from django.contrib.auth.models import AbstractBaseUser
+from django.core.exceptions import PermissionDenied
 from django.http import HttpRequest
 
 from .conf import Tenant
+from .exceptions import SignInRefused
 from .oauth.claims import Claims
 from .users import UserPolicy
 
@@ -46,4 +48,8 @@ class BipsyncBackend(UserPolicy, ModelBackend):
         """Return the user of a ``SignIn``, or ``None`` without one. Raises ``SignInRefused``."""
         if bipsync is None:
             return None
-        return self.resolve(bipsync.tenant, bipsync.claims, bipsync.known)
+        try:
+            return self.resolve(bipsync.tenant, bipsync.claims, bipsync.known)
+        except PermissionDenied as error:
+            # Django's authenticate() would turn it into "no backend took this".
+            raise SignInRefused("not_allowed", "The policy raised PermissionDenied.") from error

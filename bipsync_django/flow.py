@@ -21,7 +21,7 @@ from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from django.conf import settings
-from django.db import IntegrityError, router, transaction
+from django.db import Error, IntegrityError, router, transaction
 from django.http import HttpRequest, HttpResponseBase, HttpResponseRedirect
 from django.urls import reverse
 from django.utils import timezone
@@ -32,12 +32,14 @@ from .exceptions import SignInRefused
 from .models import SpentState
 from .oauth.client import authorization_url, create_verifier
 
-__all__ = ["Trip", "begin", "end", "find", "prune", "safe_next", "spend"]
+__all__ = ["Trip", "begin", "end", "find", "prune", "recall", "safe_next", "spend"]
 
 LIFETIME = 600
 # A trip that took too long can still be told from an unknown one, and knows where it was going.
 _REMEMBERED = 3600
 _MOST_AT_ONCE = 5
+# Web servers take about 8 kB of cookies in all, browsers 4 kB for each.
+_MOST_BYTES = 4096
 _LONGEST_NEXT = 1000
 _STATE = re.compile(r"[A-Za-z0-9_-]{43}")
 _PREFIX = "bipsync-"
@@ -83,10 +85,11 @@ def begin(
             scopes=trip.scopes,
         )
     )
-    _drop_oldest(request, response)
+    cookie = _sealer().encrypt(json.dumps(asdict(trip)).encode()).decode("ascii")
+    _make_room(request, response, len(cookie))
     response.set_cookie(
         _cookie_name(request, trip.state),
-        _sealer().encrypt(json.dumps(asdict(trip)).encode()).decode("ascii"),
+        cookie,
         max_age=_REMEMBERED,
         path="/",
         secure=request.is_secure(),
@@ -99,14 +102,22 @@ def begin(
 def find(request: HttpRequest, state: str) -> Trip:
     """Return the trip that this browser began with ``state``, however old.
 
-    Raises ``SignInRefused`` when this browser began no such trip.
+    Raises ``SignInRefused`` when this browser began no such trip, or has ended it.
     """
-    trip = None
-    if _STATE.fullmatch(state):
-        trip = _open(request.COOKIES.get(_cookie_name(request, state), ""))
-    if trip is None or not secrets.compare_digest(trip.state, state):
+    trip = recall(request, state)
+    if trip is None:
+        if _is_spent(state):
+            raise SignInRefused("replayed_state", "The state was used before.")
         raise SignInRefused("unknown_state", "The state is not one that this browser began.")
     return trip
+
+
+def recall(request: HttpRequest, state: str) -> Trip | None:
+    """Return the trip that this browser carries for ``state``, or ``None``."""
+    if not _STATE.fullmatch(state):
+        return None
+    trip = _open(request.COOKIES.get(_cookie_name(request, state), ""))
+    return trip if trip is not None and secrets.compare_digest(trip.state, state) else None
 
 
 def spend(trip: Trip) -> None:
@@ -114,7 +125,7 @@ def spend(trip: Trip) -> None:
     if not 0 <= time.time() - trip.started <= LIFETIME:
         raise SignInRefused("expired_state", "The trip took longer than ten minutes.")
     spent = SpentState(
-        digest=hashlib.sha256(trip.state.encode()).hexdigest(),
+        digest=_digest(trip.state),
         expires_at=timezone.now() + timedelta(seconds=LIFETIME),
     )
     try:
@@ -122,6 +133,8 @@ def spend(trip: Trip) -> None:
             spent.save(force_insert=True)
     except IntegrityError:
         raise SignInRefused("replayed_state", "The state was used before.") from None
+    except Error as error:
+        raise SignInRefused("storage_unavailable", type(error).__name__) from error
 
 
 def end(request: HttpRequest, response: HttpResponseBase, state: str) -> None:
@@ -137,10 +150,25 @@ def prune() -> None:
 
 def safe_next(request: HttpRequest, url: str) -> str:
     """Return ``url`` when it stays on this host, else an empty string."""
-    is_safe = len(url) <= _LONGEST_NEXT and url_has_allowed_host_and_scheme(
+    # As long as it is in the cookie, where anything but ASCII takes six bytes.
+    is_safe = len(json.dumps(url)) <= _LONGEST_NEXT and url_has_allowed_host_and_scheme(
         url, allowed_hosts={request.get_host()}, require_https=request.is_secure()
     )
     return url if is_safe else ""
+
+
+def _digest(state: str) -> str:
+    return hashlib.sha256(state.encode()).hexdigest()
+
+
+def _is_spent(state: str) -> bool:
+    if not _STATE.fullmatch(state):
+        return False
+    try:
+        spent = SpentState.objects.using(router.db_for_write(SpentState))
+        return spent.filter(digest=_digest(state)).exists()
+    except Error as error:
+        raise SignInRefused("storage_unavailable", type(error).__name__) from error
 
 
 def _open(cookie: str) -> Trip | None:
@@ -152,7 +180,7 @@ def _open(cookie: str) -> Trip | None:
         return None
 
 
-def _drop_oldest(request: HttpRequest, response: HttpResponseBase) -> None:
+def _make_room(request: HttpRequest, response: HttpResponseBase, size: int) -> None:
     """Keep what a browser carries bounded: trips that never came back make room."""
     prefix = _cookie_name(request, "")
     begun = []
@@ -160,8 +188,10 @@ def _drop_oldest(request: HttpRequest, response: HttpResponseBase) -> None:
         if name.startswith(prefix):
             trip = _open(request.COOKIES[name])
             begun.append((trip.started if trip else 0.0, name))
-    for _, name in sorted(begun, reverse=True)[_MOST_AT_ONCE - 1 :]:
-        response.delete_cookie(name, samesite="Lax")
+    for place, (_, name) in enumerate(sorted(begun, reverse=True), start=2):
+        size += len(request.COOKIES[name])
+        if place > _MOST_AT_ONCE or size > _MOST_BYTES:
+            response.delete_cookie(name, samesite="Lax")
 
 
 def _cookie_name(request: HttpRequest, state: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from django.contrib.auth import get_user_model
 from django.contrib.auth.models import AbstractBaseUser
 from django.core.exceptions import FieldDoesNotExist, ValidationError
-from django.db import DataError, IntegrityError, models, transaction
+from django.db import DataError, IntegrityError, models, router, transaction
 
 from .conf import ClaimSource, Tenant, get_settings
 from .exceptions import SignInRefused
@@ -95,7 +95,7 @@ class UserPolicy:
             user = model(**{**values, model.USERNAME_FIELD: username})
             user.set_unusable_password()
             try:
-                with transaction.atomic():
+                with transaction.atomic(using=router.db_for_write(model)):
                     user.save(force_insert=True)
             except IntegrityError:
                 continue
@@ -112,15 +112,23 @@ class UserPolicy:
 
     def update_user(self, user: AbstractBaseUser, tenant: Tenant, claims: Claims) -> None:
         """Bring a returning person's fields up to date. Absent claims leave their field alone."""
-        changed = []
+        before = {}
         for name, value in self.field_values(tenant, claims).items():
             if name == get_user_model().USERNAME_FIELD or getattr(user, name) == value:
                 continue
             if not self._is_taken(user, name, value):
+                before[name] = getattr(user, name)
                 setattr(user, name, value)
-                changed.append(name)
-        if changed:
-            user.save(update_fields=changed)
+        if not before:
+            return
+        try:
+            with transaction.atomic(using=router.db_for_write(type(user), instance=user)):
+                user.save(update_fields=list(before))
+        except (IntegrityError, DataError) as error:
+            # Nobody is locked out over a constraint that their new claims do not meet.
+            logger.warning("User %s is left as before (%s).", user.pk, type(error).__name__)
+            for name, value in before.items():
+                setattr(user, name, value)
 
     def field_values(self, tenant: Tenant, claims: Claims) -> dict[str, Any]:
         """Return user field → value by ``CLAIMS``: only what is present and fits its field."""
@@ -132,7 +140,7 @@ class UserPolicy:
                 continue
             value = _fitting(field, claim_value(claims.claims, source))
             if value is not None:
-                values[name] = value
+                values[field.attname] = value
         return values
 
     def resolve(
@@ -163,22 +171,26 @@ class UserPolicy:
             logger.warning("The %s of user %s is left alone: another user has it.", name, user.pk)
         return taken
 
-    def _usernames(self, tenant: Tenant, claims: Claims, values: dict[str, Any]) -> list[str]:
+    def _usernames(self, tenant: Tenant, claims: Claims, values: dict[str, Any]) -> list[Any]:
         """Return usernames to try. An existing user's name is never taken, nor one like it."""
         model = get_user_model()
         name = model.USERNAME_FIELD
         email_field = getattr(model, "EMAIL_FIELD", "email")
+        field = _field(name)
         if name in values:
-            candidates = [str(values[name])]
+            candidates = [values[name]]
         elif name == email_field:
             raise SignInRefused("no_email", "Users are known by e-mail here; the claim is absent.")
-        else:
+        elif isinstance(field, models.CharField):
             candidates = _invented_usernames(tenant, claims, values.get(email_field))
+        else:
+            candidates = [field.get_default()] if field is not None and field.has_default() else []
+        lookup = f"{name}__iexact" if isinstance(field, models.CharField) else name
         users = model._default_manager
         return [
             candidate
             for candidate in candidates
-            if not users.filter(**{f"{name}__iexact": candidate}).exists()
+            if not users.filter(**{lookup: candidate}).exists()
         ]
 
 
@@ -187,7 +199,7 @@ def _field(name: str) -> "models.Field[Any, Any] | None":
         field = get_user_model()._meta.get_field(name)
     except FieldDoesNotExist:
         return None
-    return field if isinstance(field, models.Field) else None
+    return field if isinstance(field, models.Field) and field.concrete else None
 
 
 def _fitting(field: "models.Field[Any, Any]", value: object) -> object:
@@ -202,7 +214,8 @@ def _fitting(field: "models.Field[Any, Any]", value: object) -> object:
         value = text[: field.max_length].strip()
     try:
         return field.clean(value, None)
-    except ValidationError:
+    except (ValidationError, ValueError, TypeError, OverflowError):
+        # Beyond ValidationError: what to_python() of Django's fields does to a wrong type.
         logger.info("A claim does not fit the user field %s; the field is left alone.", field.name)
         return None
 
@@ -213,7 +226,7 @@ def _invented_usernames(tenant: Tenant, claims: Claims, email: object) -> list[s
     longest = getattr(field, "max_length", None) or 150
     name = claims.claims.get("name")
     source = str(email).partition("@")[0] if email else name if isinstance(name, str) else ""
-    base = re.sub(r"[^\w.+-]+", ".", model.normalize_username(source)).strip(".").lower()
+    base = re.sub(r"[^\w.+-]+", ".", model.normalize_username(source).lower()).strip(".")
     base = base or "bipsync"
     digest = hashlib.sha256(f"{tenant.slug}/{claims.subject}".encode()).hexdigest()[:8]
     return [base[:longest], f"{base[: longest - 9]}-{digest}"]

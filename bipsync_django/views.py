@@ -15,6 +15,7 @@ from django.http import HttpRequest, HttpResponse, HttpResponseBase, HttpRespons
 from django.shortcuts import render, resolve_url
 from django.urls import reverse
 from django.utils.decorators import method_decorator
+from django.utils.encoding import escape_uri_path
 from django.views.decorators.cache import never_cache
 from django.views.decorators.debug import sensitive_variables
 from django.views.generic import View
@@ -74,7 +75,8 @@ class _SignInView(View):
 
     def refuse(self, request: HttpRequest, refused: SignInRefused) -> HttpResponse:
         """Answer with a page that says why, and log the same under a reference."""
-        failure = FAILURES[refused.reason]
+        # A site's own policy may give a reason of its own.
+        failure = FAILURES.get(refused.reason) or FAILURES["not_allowed"]
         reference = f"{secrets.token_hex(2)}-{secrets.token_hex(2)}".upper()
         logger.log(
             logging.ERROR if failure.needs_administrator else logging.WARNING,
@@ -124,6 +126,9 @@ class CallbackView(_SignInView):
             self._raise_provider_error()
         claims, pair, tenant = self._redeem(trip, self._parameter("code"))
         user = self._sign_in(trip, tenant, claims, pair)
+        if not user.is_active:
+            # Created so, to be switched on by somebody: the next request would not know them.
+            raise SignInRefused("inactive", f"The user with primary key {user.pk} is inactive.")
         login(request, user)  # type: ignore[arg-type]
         response = HttpResponseRedirect(
             flow.safe_next(request, trip.next) or resolve_url(settings.LOGIN_REDIRECT_URL)
@@ -138,15 +143,17 @@ class CallbackView(_SignInView):
         return response
 
     def next_url(self, request: HttpRequest) -> str:
-        try:
-            return flow.find(request, request.GET.get("state", "")).next
-        except SignInRefused:
-            return ""
+        trip = flow.recall(request, request.GET.get("state", ""))
+        return trip.next if trip is not None else ""
 
     def _parameter(self, name: str) -> str:
         values = self.request.GET.getlist(name)
         if len(values) != 1 or not 0 < len(values[0]) <= _LONGEST_PARAMETER:
-            raise SignInRefused("incomplete", f"The callback has {len(values)} usable {name}.")
+            error = self.request.GET.get("error", "")
+            known = f" (with error={error})" if error in _PROVIDER_ERRORS else ""
+            raise SignInRefused(
+                "incomplete", f"The callback needs one usable {name}, and has {len(values)}{known}."
+            )
         return values[0]
 
     def _resume(self, request: HttpRequest) -> HttpResponse:
@@ -157,7 +164,7 @@ class CallbackView(_SignInView):
         """
         query = request.GET.copy()
         query[_RESUMED] = "1"
-        url = f"{request.path}?{query.urlencode()}"
+        url = f"{escape_uri_path(request.path)}?{query.urlencode()}"
         response = render(request, "bipsync_django/resume.html", {"resume_url": url})
         response.headers["Refresh"] = f"0; url={url}"
         return response

@@ -18,7 +18,10 @@ IN_CI = os.environ.get("CI", "").lower() in {"1", "true"}
 
 
 def sqlite() -> dict[str, Any]:
-    name = str(Path(tempfile.gettempdir()) / f"bipsync_test_{os.getpid()}.sqlite3")
+    # TEST_SQLITE names the database of a running test, for a worker that it starts.
+    name = os.environ.get("TEST_SQLITE") or str(
+        Path(tempfile.gettempdir()) / f"bipsync_test_{os.getpid()}.sqlite3"
+    )
     return {
         "ENGINE": "django.db.backends.sqlite3",
         "NAME": name,
@@ -94,7 +97,7 @@ def _check_mariadb(settings: dict[str, Any]) -> None:
         user=settings["USER"],
         password=settings["PASSWORD"],
         connect_timeout=3,
-    ).close()
+    ).close()  # type: ignore[no-untyped-call]
 
 
 class Router:

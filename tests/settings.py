@@ -1,5 +1,6 @@
 """Settings of the test site: a staff portal reduced to what the tests need."""
 
+import os
 from typing import Any
 
 from tests import databases
@@ -62,3 +63,10 @@ BIPSYNC: dict[str, Any] = {
     "SCOPES": ["users:read"],
     "ALLOW_INSECURE_LOOPBACK": True,
 }
+if simulator := os.environ.get("TEST_BIPSYNC"):
+    BIPSYNC |= {
+        "AUTHORIZE_URL": f"{simulator}/oauth/authorize",
+        "TOKEN_URL": f"{simulator}/v1/oauth/token",
+        "JWKS_URL": f"{simulator}/v1/oauth/jwks",
+        "API_URL": simulator,
+    }

@@ -51,20 +51,26 @@ def exchange(
     refused. The status is the caller's to look at.
 
     Raises ``ExchangeFailed``, and ``ConfigurationError`` when ``url`` is neither https nor an
-    allowed loopback address.
+    allowed loopback address, or no URL at all.
     """
     if not is_secure_url(url, allow_insecure_loopback=tenant.allow_insecure_loopback):
         raise ConfigurationError(f"Refusing to talk to {url!r}: use an https:// URL.")
     attempt = _Attempt(tenant.http_timeout)
-    request = requests.Request(
-        method, url, data=data, headers={"Accept-Encoding": "identity", **(headers or {})}
-    ).prepare()
+    try:
+        request = requests.Request(
+            method, url, data=data, headers={"Accept-Encoding": "identity", **(headers or {})}
+        ).prepare()
+    except requests.exceptions.InvalidURL:
+        raise ConfigurationError(f"Cannot talk to {url!r}: it is no URL.") from None
     if request.body:
         request.body = _Body(request.body, attempt)  # type: ignore[assignment]
     thread = threading.Thread(
         target=attempt.run, args=(request, tenant.ca_bundle, max_bytes), daemon=True
     )
-    thread.start()
+    try:
+        thread.start()
+    except RuntimeError:  # the machine has no thread left
+        raise ExchangeFailed("connection_error", maybe_sent=False) from None
     return attempt.result()
 
 
@@ -124,12 +130,15 @@ class _Attempt:
         self, request: requests.PreparedRequest, ca_bundle: str | None, max_bytes: int
     ) -> requests.Response:
         assert request.url is not None
-        with requests.Session() as session:
+        with _Session() as session:
             session.mount("https://", _Adapter(max_retries=0))
             session.mount("http://", _Adapter(max_retries=0))
             environment = session.merge_environment_settings(
                 request.url, {}, True, ca_bundle or True, None
             )
+            if request.url.startswith("http:"):
+                # A proxy of the environment would carry the secrets away from loopback, in clear.
+                environment["proxies"] = {}
             with session.send(
                 request,
                 timeout=max(self.remaining(), 0.001),
@@ -208,6 +217,11 @@ class _WatchedHTTPSConnection(HTTPSConnection):
         _current.get().check()
         super().connect()
         _current.get().watch(self.sock)
+
+
+class _Session(requests.Session):
+    def get_redirect_target(self, resp: requests.Response) -> None:
+        """Know of no redirect: requests reads and unpacks all of it, even if it may not follow."""
 
 
 class _Adapter(HTTPAdapter):

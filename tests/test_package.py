@@ -1,0 +1,130 @@
+"""What a site gets: a wheel, in an environment that has nothing else."""
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+SETTINGS = """
+SECRET_KEY = "s" * 60
+USE_TZ = True
+DEBUG = False
+ALLOWED_HOSTS = ["portal.example.org"]
+ROOT_URLCONF = "site_urls"
+STATIC_URL = "static/"
+FIELD_ENCRYPTION_KEY = "Zm9yLXRoZS13aGVlbC10ZXN0LW9ubHktMTIzNDU2Nzg="
+DATABASES = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": "site.sqlite3"}}
+INSTALLED_APPS = [
+    "django.contrib.admin",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.messages",
+    "django.contrib.sessions",
+    "django.contrib.staticfiles",
+    "bipsync_django",
+]
+MIDDLEWARE = [
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+]
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+            ]
+        },
+    }
+]
+AUTHENTICATION_BACKENDS = [
+    "bipsync_django.backends.BipsyncBackend",
+    "django.contrib.auth.backends.ModelBackend",
+]
+BIPSYNC = {
+    "CLIENT": "acme",
+    "CLIENT_ID": "portal",
+    "CLIENT_SECRET": "env:BIPSYNC_CLIENT_SECRET",
+    "SCOPES": ["users:read"],
+}
+"""
+
+URLS = """
+from django.contrib import admin
+from django.urls import include, path
+
+urlpatterns = [path("admin/", admin.site.urls), path("bipsync/", include("bipsync_django.urls"))]
+"""
+
+LOOK = """
+import django
+django.setup()
+from django.contrib.staticfiles import finders
+from django.template.loader import get_template
+import bipsync_django
+assert "site-packages" in bipsync_django.__file__, bipsync_django.__file__
+for name in ["base", "failure", "login_button", "resume", "signed_out"]:
+    get_template(f"bipsync_django/{name}.html")
+assert finders.find("bipsync_django/bipsync.css")
+import bipsync_django.tasks, bipsync_django.testing
+"""
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    # From a copy of the sources by way of an sdist, so that MANIFEST.in is tried too.
+    _run(sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), cwd=ROOT)
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+def _run(*command: str, cwd: Path, env: dict[str, str] | None = None) -> str:
+    done = subprocess.run(
+        command, cwd=cwd, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}"
+    return done.stdout
+
+
+def test_the_wheel_carries_what_the_app_needs(wheel: Path) -> None:
+    names = set(zipfile.ZipFile(wheel).namelist())
+    source = ROOT / "bipsync_django"
+    wanted = [
+        path.relative_to(ROOT).as_posix()
+        for path in source.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    ]
+    assert {
+        "bipsync_django/py.typed",
+        "bipsync_django/migrations/0001_initial.py",
+        "bipsync_django/templates/bipsync_django/failure.html",
+    } <= set(wanted)
+    assert set(wanted) <= names
+    assert not [name for name in names if name.startswith(("tests/", "sample_project/"))]
+
+
+def test_the_wheel_works_in_an_environment_that_has_nothing_else(
+    wheel: Path, tmp_path: Path
+) -> None:
+    _run(sys.executable, "-m", "venv", str(tmp_path / "venv"), cwd=tmp_path)
+    python = str(tmp_path / "venv" / "bin" / "python")
+    constraints = str(ROOT / "constraints.txt")
+    _run(python, "-m", "pip", "install", "-q", "-c", constraints, str(wheel), cwd=tmp_path)
+    (tmp_path / "site_settings.py").write_text(SETTINGS)
+    (tmp_path / "site_urls.py").write_text(URLS)
+    environment = {"DJANGO_SETTINGS_MODULE": "site_settings", "PYTHONPATH": str(tmp_path)}
+    environment["BIPSYNC_CLIENT_SECRET"] = "from the environment"
+    manage = (python, "-W", "error", "-m", "django")
+    assert "no issues" in _run(*manage, "check", cwd=tmp_path, env=environment)
+    _run(*manage, "makemigrations", "--check", "--dry-run", cwd=tmp_path, env=environment)
+    _run(*manage, "migrate", "--verbosity=0", cwd=tmp_path, env=environment)
+    _run(python, "-W", "error", "-c", LOOK, cwd=tmp_path, env=environment)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from asgiref.sync import sync_to_async
 from django.contrib.auth.backends import ModelBackend
 from django.contrib.auth.models import AbstractBaseUser
 from django.core.exceptions import PermissionDenied
@@ -53,3 +54,14 @@ class BipsyncBackend(UserPolicy, ModelBackend):
         except PermissionDenied as error:
             # Django's authenticate() would turn it into "no backend took this".
             raise SignInRefused("not_allowed", "The policy raised PermissionDenied.") from error
+
+    async def aauthenticate(
+        self,
+        request: HttpRequest | None,
+        username: str | None = None,
+        password: str | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As ``authenticate``."""
+        # ModelBackend's own would look at the password.
+        return await sync_to_async(self.authenticate)(request, username, password, **kwargs)

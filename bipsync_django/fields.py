@@ -41,11 +41,12 @@ class Sealed:
     def unseal(self, *place: str) -> str:
         """Return the secret that was sealed for exactly this ``place``.
 
-        Raises ``SecretUnreadable`` for a wrong key, tampering, or a ciphertext from elsewhere.
+        Raises ``SecretUnreadable`` for a wrong key, tampering, or a ciphertext from elsewhere,
+        such as another encrypted field of the site.
         """
         try:
             *sealed_for, value = json.loads(encrypted_fields.decrypt_str(self.ciphertext))
-        except (InvalidToken, ValueError):
+        except (InvalidToken, ValueError, TypeError, RecursionError):
             raise SecretUnreadable(
                 "A stored secret cannot be decrypted with the keys in FIELD_ENCRYPTION_KEY."
             ) from None

@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from django.contrib.auth.models import AbstractBaseUser
-from django.db import Error, OperationalError, models, router, transaction
+from django.db import Error, OperationalError, connections, models, router, transaction
 from django.db.models import Case, F, Q, When
 from django.dispatch import Signal
 from django.utils import timezone
@@ -151,15 +151,18 @@ def sign_in(
     with transaction.atomic(using=_database()):
         row = _lock(tenant, claims.subject)
         user = resolve_user(row.user)
-        row.user_id = user.pk
-        row.client_id = tenant.client_id
-        row.generation += 1
-        row.validated_generation = row.generation
-        row.signed_in_at = timezone.now()
-        row.scopes = _granted(claims, scopes)
-        for name, value in _pair_values(row, pair).items():
+        values = {
+            **_pair_values(row, pair),
+            "user": user,
+            "client_id": tenant.client_id,
+            "generation": row.generation + 1,
+            "validated_generation": row.generation + 1,
+            "signed_in_at": timezone.now(),
+            "scopes": _granted(claims, scopes),
+        }
+        for name, value in values.items():
             setattr(row, name, value)
-        row.save(using=_database())
+        row.save(using=_database(), update_fields=values)
         _record(row, Event.SIGNED_IN, actor=user)
     _relieve(tenant.slug)
     _count(tenant.slug, "signed_in")
@@ -541,13 +544,16 @@ def _update(rows: models.QuerySet[Any], **values: Any) -> int:
 def _lock(tenant: Tenant, subject: str) -> BipsyncToken:
     """Return the person's row, locked to the end of the transaction, new if need be.
 
-    The insert comes first: its unique index makes two first sign-ins wait for each other, and on
-    SQLite it takes the write lock that ``select_for_update`` does not.
+    A write comes first, even if it changes nothing: the unique index makes two first sign-ins
+    wait for each other, and SQLite gives out no lock for ``select_for_update``.
     """
-    person = BipsyncToken(tenant=tenant.slug, subject=subject, client_id=tenant.client_id)
-    person.status = Status.NEEDS_SIGN_IN
-    _rows().bulk_create([person], ignore_conflicts=True)
-    row = _rows().select_for_update().get(tenant=tenant.slug, kind=person.kind, subject=subject)
+    person = {"tenant": tenant.slug, "kind": BipsyncToken.Kind.PERSON, "subject": subject}
+    if not _rows().filter(**person).update(attempt=F("attempt")):
+        new = BipsyncToken(**person, client_id=tenant.client_id, status=Status.NEEDS_SIGN_IN)
+        _rows().bulk_create([new], ignore_conflicts=True)
+    # PostgreSQL locks no row that an outer join may lack.
+    of = ("self",) if connections[_database()].features.has_select_for_update_of else ()
+    row = _rows().select_for_update(of=of).select_related("user").get(**person)
     if row.subject != subject:
         # A collation that ignores case or accents must not make two people one.
         raise SignInRefused("not_allowed", "Another subject of this tenant differs only in case.")
@@ -610,10 +616,9 @@ def _count(tenant: str, name: str) -> None:
     counter = {"tenant": tenant, "hour": hour, "name": name}
     counts = HourlyCount.objects.using(_database())
     try:
-        with transaction.atomic(using=_database()):
-            if not counts.filter(**counter).update(count=F("count") + 1):
-                counts.bulk_create([HourlyCount(**counter)], ignore_conflicts=True)
-                counts.filter(**counter).update(count=F("count") + 1)
+        if not counts.filter(**counter).update(count=F("count") + 1):
+            counts.bulk_create([HourlyCount(**counter)], ignore_conflicts=True)
+            counts.filter(**counter).update(count=F("count") + 1)
     except Error as error:
         logger.warning("The counter %s could not be raised (%s).", name, type(error).__name__)
 

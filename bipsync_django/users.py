@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from django.contrib.auth import get_user_model
@@ -171,8 +171,8 @@ class UserPolicy:
             logger.warning("The %s of user %s is left alone: another user has it.", name, user.pk)
         return taken
 
-    def _usernames(self, tenant: Tenant, claims: Claims, values: dict[str, Any]) -> list[Any]:
-        """Return usernames to try. An existing user's name is never taken, nor one like it."""
+    def _usernames(self, tenant: Tenant, claims: Claims, values: dict[str, Any]) -> Iterator[Any]:
+        """Yield usernames to try. An existing user's name is never taken, nor one like it."""
         model = get_user_model()
         name = model.USERNAME_FIELD
         email_field = getattr(model, "EMAIL_FIELD", "email")
@@ -187,11 +187,9 @@ class UserPolicy:
             candidates = [field.get_default()] if field is not None and field.has_default() else []
         lookup = f"{name}__iexact" if isinstance(field, models.CharField) else name
         users = model._default_manager
-        return [
-            candidate
-            for candidate in candidates
-            if not users.filter(**{lookup: candidate}).exists()
-        ]
+        for candidate in candidates:
+            if not users.filter(**{lookup: candidate}).exists():
+                yield candidate
 
 
 def _field(name: str) -> "models.Field[Any, Any] | None":
@@ -199,7 +197,7 @@ def _field(name: str) -> "models.Field[Any, Any] | None":
         field = get_user_model()._meta.get_field(name)
     except FieldDoesNotExist:
         return None
-    return field if isinstance(field, models.Field) and field.concrete else None
+    return field if isinstance(field, models.Field) and not field.many_to_many else None
 
 
 def _fitting(field: "models.Field[Any, Any]", value: object) -> object:

@@ -224,6 +224,11 @@ class LogoutView(auth_views.LogoutView):
     http_method_names = ["post", "options"]
     template_name = "bipsync_django/signed_out.html"
 
+    def get_default_redirect_url(self) -> str:
+        url: str = super().get_default_redirect_url()
+        # Django answers an unsafe ?next= with a redirect to this page, which refuses GET.
+        return self.request.get_full_path() if url == self.request.path else url
+
     def get_context_data(self, **kwargs: Any) -> dict[str, Any]:
         return super().get_context_data(login_url=_login_url(""), **kwargs)
 

@@ -1,4 +1,4 @@
-"""``python -m sample_project.child MODULE ARGUMENTS…``: run MODULE no longer than the demonstration.
+"""``python -m sample_project.child MODULE ARGUMENTS…``: run MODULE while the demonstration lives.
 
 The demonstration holds the other end of this process's standard input. When that closes without
 a word, it was killed, and nobody is left who could stop what it had started.

@@ -5,16 +5,20 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-__all__ = ["DATA", "ROOT", "folder", "secret_file"]
+__all__ = ["ROOT", "data_folder", "folder", "secret_file"]
 
 ROOT = Path(__file__).resolve().parent.parent
-DATA = Path(os.environ.get("PORTAL_DATA") or ROOT / ".demo").absolute()
+
+
+def data_folder() -> Path:
+    """Return where everything is kept: PORTAL_DATA, or ``.demo`` beside ``manage.py``."""
+    return Path(os.environ.get("PORTAL_DATA") or ROOT / ".demo").absolute()
 
 
 def folder(name: str = "") -> Path:
     """Return the folder ``name`` inside the data folder, made if need be, for its owner only."""
-    DATA.mkdir(mode=0o700, parents=True, exist_ok=True)
-    inside = DATA / name
+    data_folder().mkdir(mode=0o700, parents=True, exist_ok=True)
+    inside = data_folder() / name
     inside.mkdir(mode=0o700, exist_ok=True)
     return inside
 

@@ -110,12 +110,13 @@ USE_TZ = True
 
 # --- Celery, without a server of any kind
 
-CELERY_BROKER_URL = "filesystem://"
+CELERY_BROKER_URL = "filesystem://localhost"
 CELERY_BROKER_TRANSPORT = "sample_project.broker:Transport"
 CELERY_BROKER_TRANSPORT_OPTIONS = {
     "data_folder_in": str(folder("queue")),
     "data_folder_out": str(folder("queue")),
     "control_folder": str(folder("exchanges")),
+    "polling_interval": 0.25,
 }
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
 CELERY_BEAT_SCHEDULE_FILENAME = str(folder() / "beat-schedule")

@@ -105,6 +105,8 @@ def _notes(
 
 
 def _connection(person: Person) -> dict[str, Any] | None:
+    if not person.is_authenticated:
+        return None
     token = BipsyncToken.objects.filter(kind=BipsyncToken.Kind.PERSON, user_id=person.pk).first()
     if token is None:
         return None

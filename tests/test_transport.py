@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.request import getproxies
 
 import pytest
 import requests
@@ -534,7 +535,7 @@ def test_a_proxy_never_sees_what_goes_over_plain_loopback(
     monkeypatch.setenv(variable, f"http://127.0.0.1:{proxy.port}")
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
-    assert requests.utils.getproxies()
+    assert getproxies()
     post(tenant, server.url)
     assert not proxy.connections
     assert b"portal-secret" in server.received

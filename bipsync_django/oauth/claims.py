@@ -1,6 +1,5 @@
 """An access token (a JWT, RFC 7519) becomes validated claims, or a refusal."""
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,6 +20,8 @@ _MAX_SUBJECT = 255
 _LATEST = datetime(9000, 1, 1, tzinfo=UTC).timestamp()
 # PyJWT forgives padding; one token must have one spelling.
 _SHAPE = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
+# scope-token, RFC 6749 section 3.3: what else a JSON string may hold, no database column takes.
+_SCOPE = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+")
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def _subject(value: object) -> str:
 
 def _moment(value: object) -> datetime:
     # PyJWT accepts any number, and reads it as a whole one.
-    if not isinstance(value, int | float) or not math.isfinite(value) or not 0 < value < _LATEST:
+    if not isinstance(value, int | float) or not 0 < value < _LATEST:
         raise TokenRefused("The access token's expiry is not usable.")
     return datetime.fromtimestamp(value, UTC)
 
@@ -107,7 +108,7 @@ def _moment(value: object) -> datetime:
 def _scopes(payload: Mapping[str, Any]) -> tuple[str, ...]:
     scopes = payload.get("scopes", [])
     if not isinstance(scopes, list) or not all(
-        isinstance(scope, str) and scope and not re.search(r"\s", scope) for scope in scopes
+        isinstance(scope, str) and _SCOPE.fullmatch(scope) for scope in scopes
     ):
         raise TokenRefused("The access token's scopes are not a list of names.")
     return tuple(scopes)

@@ -7,7 +7,8 @@ here and nowhere else.
 
 import io
 import json
-import math
+import re
+import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -42,6 +43,8 @@ _MAX_LIFETIME = 31 * 24 * 3600
 # For an answer that does not say how long the access token lives: soon enough to find out.
 _ASSUMED_LIFETIME = 300
 
+_VISIBLE = re.compile(r"[!-~]+")
+
 _DEAD_IN_LEAGUE_8 = "The refresh token is invalid."
 _DEAD_CODE_HINTS_IN_LEAGUE_8 = (
     "Authorization code has been revoked",
@@ -61,7 +64,8 @@ _APPLICATION_ERRORS = {
 class TokenPair:
     """What the token endpoint handed out.
 
-    ``refresh_token`` is ``None`` when the answer held none. ``expires_in`` is the access token's
+    ``refresh_token`` is ``None`` when a code's answer held none; when a refresh's answer holds
+    none, the old one stays in use (RFC 6749, section 6). ``expires_in`` is the access token's
     lifetime in seconds from the moment of the answer.
     """
 
@@ -72,7 +76,7 @@ class TokenPair:
 
 def create_verifier() -> str:
     """Return a fresh PKCE code verifier of 64 characters (RFC 7636, section 4.1)."""
-    return WebApplicationClient("").create_code_verifier(64)
+    return secrets.token_urlsafe(48)
 
 
 def authorization_url(
@@ -179,7 +183,8 @@ class _TokenEndpoint(OAuth2Session):
         answer = _json_object(response)
         if response.status_code != 200:
             _raise_for(response, answer, dead_hints=self._dead_hints)
-        # Only what was checked reaches oauthlib's parser.
+        # Only what was checked reaches oauthlib's parser, whatever charset the header names.
+        response.encoding = "utf-8"
         response.raw = io.BytesIO(json.dumps(_token_fields(answer)).encode())
         return response
 
@@ -218,19 +223,16 @@ def _token_fields(answer: dict[str, Any] | None) -> dict[str, Any]:
 
 def _is_token(value: object) -> bool:
     """Whether ``value`` fits into a header: visible ASCII, of a sane length."""
-    return (
-        isinstance(value, str)
-        and 0 < len(value) <= _MAX_TOKEN
-        and all("!" <= character <= "~" for character in value)
-    )
+    return isinstance(value, str) and len(value) <= _MAX_TOKEN and bool(_VISIBLE.fullmatch(value))
 
 
 def _lifetime(value: object) -> int:
     # A pair is not thrown away over a bad number: the old one is dead already.
     if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 10:
         value = int(value)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float):
         return _ASSUMED_LIFETIME
+    # False for NaN too.
     return int(value) if 1 <= value <= _MAX_LIFETIME else _ASSUMED_LIFETIME
 
 

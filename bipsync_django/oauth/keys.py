@@ -5,6 +5,7 @@ endpoint is down and lets raw exceptions escape; ``PyJWKSet`` fails as a whole o
 So the document is ours to fetch, and PyJWT builds each key.
 """
 
+import functools
 import json
 import time
 from typing import Any
@@ -59,7 +60,12 @@ def signing_key(tenant: Tenant, kid: str, *, from_provider: bool = False) -> jwt
 
 
 def _build(jwk: dict[str, Any]) -> jwt.PyJWK:
-    return jwt.PyJWK(jwk, algorithm="RS256")
+    return _built(jwk["n"], jwk["e"])
+
+
+@functools.lru_cache(maxsize=64)
+def _built(modulus: str, exponent: str) -> jwt.PyJWK:
+    return jwt.PyJWK({"kty": "RSA", "n": modulus, "e": exponent}, algorithm="RS256")
 
 
 def _fetch(tenant: Tenant) -> dict[str, dict[str, Any]]:
@@ -98,7 +104,7 @@ def _usable(published: list[Any]) -> dict[str, dict[str, Any]]:
         kid = jwk["kid"]
         if kid in keys:
             repeated.add(kid)
-        keys[kid] = {name: jwk[name] for name in ("kty", "kid", "n", "e")}
+        keys[kid] = {name: jwk[name] for name in ("n", "e")}
     return {kid: jwk for kid, jwk in keys.items() if kid not in repeated and _is_sound(jwk)}
 
 

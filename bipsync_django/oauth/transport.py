@@ -130,21 +130,16 @@ class _Attempt:
         self, request: requests.PreparedRequest, ca_bundle: str | None, max_bytes: int
     ) -> requests.Response:
         assert request.url is not None
-        with _Session() as session:
-            session.mount("https://", _Adapter(max_retries=0))
-            session.mount("http://", _Adapter(max_retries=0))
-            environment = session.merge_environment_settings(
-                request.url, {}, True, ca_bundle or True, None
-            )
-            if request.url.startswith("http:"):
-                # A proxy of the environment would carry the secrets away from loopback, in clear.
-                environment["proxies"] = {}
-            with session.send(
-                request,
-                timeout=max(self.remaining(), 0.001),
-                allow_redirects=False,
-                **environment,
-            ) as response:
+        environment = _environment.merge_environment_settings(
+            request.url, {}, True, ca_bundle or True, None
+        )
+        if request.url.startswith("http:"):
+            # A proxy of the environment would carry the secrets away from loopback, in clear.
+            environment["proxies"] = {}
+        # The adapter alone: a session would unpack the body of a redirect it may not follow.
+        with contextlib.closing(_Adapter(max_retries=0)) as adapter:
+            timeout = max(self.remaining(), 0.001)
+            with adapter.send(request, timeout=timeout, **environment) as response:
                 if response.headers.get("Content-Encoding", "identity").lower() != "identity":
                     raise _Unacceptable("encoded")
                 body = self._read(response, max_bytes)
@@ -219,9 +214,8 @@ class _WatchedHTTPSConnection(HTTPSConnection):
         _current.get().watch(self.sock)
 
 
-class _Session(requests.Session):
-    def get_redirect_target(self, resp: requests.Response) -> None:
-        """Know of no redirect: requests reads and unpacks all of it, even if it may not follow."""
+# Asked for the environment's proxies and certificates only; it sends nothing.
+_environment = requests.Session()
 
 
 class _Adapter(HTTPAdapter):

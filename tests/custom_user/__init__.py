@@ -1,0 +1,1 @@
+"""A site whose user models are its own. Run by tests/test_users.py in a process of its own."""

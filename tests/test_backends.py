@@ -1,0 +1,117 @@
+"""The authentication backend beside Django's own."""
+
+from typing import Any
+
+import pytest
+from asgiref.sync import async_to_sync
+from django.contrib.auth import aauthenticate, authenticate
+from django.contrib.auth.models import Group, Permission, User
+from django.contrib.auth.signals import user_login_failed
+
+from bipsync_django.backends import BipsyncBackend, SignIn
+from bipsync_django.conf import get_tenant
+from bipsync_django.oauth.claims import validate_access_token
+from bipsync_django.testing import SimulatedBipsync
+from tests.browser import Browser, signed_in
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+BACKEND = "bipsync_django.backends.BipsyncBackend"
+
+
+@pytest.fixture
+def alone(settings: Any) -> None:
+    settings.AUTHENTICATION_BACKENDS = [BACKEND]
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_password_signs_nobody_in() -> None:
+    User.objects.create_user("ada", password="secret")
+    assert authenticate(username="ada", password="secret") is None
+    assert authenticate(username="ada", password="") is None
+    assert authenticate() is None
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_password_signs_nobody_in_asynchronously() -> None:
+    User.objects.create_user("ada", password="secret")
+    assert async_to_sync(aauthenticate)(username="ada", password="secret") is None
+
+
+def test_a_sign_in_works_asynchronously_too(bipsync: SimulatedBipsync) -> None:
+    claims = validate_access_token(bipsync.sign(bipsync.access_token_claims()), get_tenant())
+    user = async_to_sync(aauthenticate)(bipsync=SignIn(get_tenant(), claims, None))
+    assert user == User.objects.get()
+
+
+def test_passwords_still_work_through_djangos_backend() -> None:
+    user = User.objects.create_user("ada", password="secret")
+    assert authenticate(username="ada", password="secret") == user
+
+
+def test_nobody_who_came_from_bipsync_has_a_password(bipsync: SimulatedBipsync) -> None:
+    signed_in(bipsync)
+    user = User.objects.get()
+    assert not user.has_usable_password()
+    assert authenticate(username=user.username, password="") is None
+    assert authenticate(username=user.username, password="!") is None
+    assert authenticate(username=user.username, password=user.password) is None
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_session_finds_its_user_again_until_they_are_switched_off(
+    bipsync: SimulatedBipsync,
+) -> None:
+    browser = signed_in(bipsync)
+    assert b"Signed in as ada" in browser.get("/", secure=True).content
+    User.objects.update(is_active=False)
+    assert browser.get("/", secure=True).status_code == 302
+
+
+def test_get_user_works_as_in_django() -> None:
+    backend = BipsyncBackend()
+    active, inactive = User.objects.create_user("a"), User.objects.create_user("b", is_active=False)
+    assert backend.get_user(active.pk) == active
+    assert backend.get_user(inactive.pk) is None
+    assert backend.get_user(4711) is None
+
+
+@pytest.mark.usefixtures("alone")
+def test_permissions_are_those_of_user_and_groups(bipsync: SimulatedBipsync) -> None:
+    signed_in(bipsync)
+    user = User.objects.get()
+    assert not user.has_perm("auth.view_user")
+    view, change = (Permission.objects.get(codename=f"{verb}_user") for verb in ("view", "change"))
+    user.user_permissions.add(view)
+    group = Group.objects.create(name="editors")
+    group.permissions.add(change)
+    user.groups.add(group)
+    user = User.objects.get()
+    assert user.has_perms(["auth.view_user", "auth.change_user"])
+    assert not user.has_perm("auth.delete_user")
+    assert list(User.objects.with_perm("auth.change_user", backend=BACKEND)) == [user]
+
+
+def test_a_refused_sign_in_is_no_failed_password(bipsync: SimulatedBipsync, settings: Any) -> None:
+    settings.BIPSYNC = {**settings.BIPSYNC, "CREATE_USERS": False}
+    failed = []
+
+    def note(**arguments: Any) -> None:
+        failed.append(arguments)
+
+    user_login_failed.connect(note)
+    try:
+        browser = Browser()
+        assert browser.open(bipsync.approve(browser.begin())).status_code == 403
+    finally:
+        user_login_failed.disconnect(note)
+    # Lock-out packages count these, and a refusal is nobody's guess at a password.
+    assert failed == []
+
+
+def test_a_sign_in_shows_no_claims_when_printed(bipsync: SimulatedBipsync) -> None:
+    raw = bipsync.sign(bipsync.access_token_claims())
+    claims = validate_access_token(raw, get_tenant())
+    printed = repr(SignIn(get_tenant(), claims, None))
+    assert "ada@acme.example" not in printed
+    assert "portal-secret" not in printed

@@ -56,10 +56,23 @@ def check_claims(app_configs: Sequence[Any] | None, **kwargs: Any) -> list[Check
 
 @register
 def check_site(app_configs: Sequence[Any] | None, **kwargs: Any) -> list[CheckMessage]:
-    """E004: no Bipsync backend; W001: the URLs are not included."""
+    """E004: no Bipsync backend, or one that is not there; W001: the URLs are not included."""
     messages: list[CheckMessage] = []
-    backends = [import_string(path) for path in settings.AUTHENTICATION_BACKENDS]
-    if not any(isinstance(b, type) and issubclass(b, BipsyncBackend) for b in backends):
+    found = False
+    for path in settings.AUTHENTICATION_BACKENDS:
+        try:
+            backend = import_string(path)
+        except ImportError:
+            messages.append(
+                Error(
+                    f"AUTHENTICATION_BACKENDS names {path!r}, which cannot be imported.",
+                    hint='The one of this app is "bipsync_django.backends.BipsyncBackend".',
+                    id="bipsync_django.E004",
+                )
+            )
+        else:
+            found |= isinstance(backend, type) and issubclass(backend, BipsyncBackend)
+    if not found and not messages:
         messages.append(
             Error(
                 "AUTHENTICATION_BACKENDS holds no BipsyncBackend, so nobody can sign in.",

@@ -120,25 +120,31 @@ def problems() -> list[Problem]:
     return _unknown_keys(raw) + _missing_keys(raw) + _wrong_values(raw)
 
 
+_UNAMBIGUOUS = re.compile(r"[^\s\x00-\x20\x7f\\#]+")
+
+
 def is_loopback(url: str) -> bool:
     """Whether the host of ``url`` is this machine, by its name or by its address."""
-    host = urlsplit(url).hostname or ""
-    if host == "localhost":
-        return True
     try:
-        return ip_address(host).is_loopback
+        host = urlsplit(url).hostname or ""
+        return host == "localhost" or ip_address(host).is_loopback
     except ValueError:
         return False
 
 
 def is_secure_url(url: str, *, allow_insecure_loopback: bool) -> bool:
-    """Whether secrets may travel to ``url``: https, or loopback http where that is allowed."""
+    """Whether secrets may travel to ``url``: https, or loopback http where that is allowed.
+
+    A URL with user, password, fragment, blanks or backslashes is not: parsers differ over these.
+    """
+    if not _UNAMBIGUOUS.fullmatch(url):
+        return False
     try:
         parts = urlsplit(url)
         parts.port  # noqa: B018 - a property that raises ValueError for a bad port
     except ValueError:
         return False
-    if not parts.hostname or parts.username or parts.password or parts.fragment:
+    if not parts.hostname or "@" in parts.netloc:
         return False
     if parts.scheme == "https":
         return True
@@ -190,7 +196,10 @@ def _is_url(value: object) -> bool:
 
 
 def _is_file(value: object) -> bool:
-    return isinstance(value, str | Path) and Path(value).is_file()
+    try:
+        return isinstance(value, str | Path) and Path(value).is_file()
+    except OSError:  # such as a name that is too long: the certificates instead of their path
+        return False
 
 
 def _loopback_allowed() -> bool:

@@ -50,4 +50,8 @@ def secret(source: SecretSource, *, name: str = "secret") -> str:
         value = source
     if not value:
         raise ConfigurationError(f"{name}: the secret is empty.")
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # the environment variable holds other bytes; the error shows them
+        raise ConfigurationError(f"{name}: the secret is not valid UTF-8.") from None
     return value

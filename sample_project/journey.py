@@ -79,12 +79,20 @@ class _Journey:
         started = time.monotonic()
         self._demonstration.raise_if_over()
         try:
+            with self._explained():
+                yield
+        except DemoFailed as error:
+            raise DemoFailed(f"FAILED  {what}\n{error}") from error
+        print(f"ok  {what:<68}{time.monotonic() - started:5.1f} s", flush=True)
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
             yield
         except (_NotAsExpected, requests.RequestException, ConsentError) as error:
             # What ended a process explains more than the request that found it gone.
             self._demonstration.raise_if_over()
-            raise DemoFailed(f"FAILED  {what}\n        {error}") from error
-        print(f"ok  {what:<68}{time.monotonic() - started:5.1f} s", flush=True)
+            raise DemoFailed(str(error)) from error
 
     # What a browser does
 

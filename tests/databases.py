@@ -59,6 +59,7 @@ def _postgresql() -> dict[str, Any]:
         "PASSWORD": os.environ.get("TEST_POSTGRESQL_PASSWORD", ""),
         "HOST": os.environ.get("TEST_POSTGRESQL_HOST", "127.0.0.1"),
         "PORT": os.environ.get("TEST_POSTGRESQL_PORT", "5432"),
+        "TEST": {"DEPENDENCIES": []},
     }
 
 
@@ -70,8 +71,9 @@ def _mariadb() -> dict[str, Any]:
         "PASSWORD": os.environ.get("TEST_MARIADB_PASSWORD", ""),
         "HOST": os.environ.get("TEST_MARIADB_HOST", "127.0.0.1"),
         "PORT": os.environ.get("TEST_MARIADB_PORT", "3306"),
-        "OPTIONS": {"charset": "utf8mb4"},
-        "TEST": {"CHARSET": "utf8mb4"},
+        # Not UTC, so that a clock in the session's time zone shows.
+        "OPTIONS": {"charset": "utf8mb4", "init_command": "SET time_zone = '+05:00'"},
+        "TEST": {"CHARSET": "utf8mb4", "DEPENDENCIES": []},
     }
 
 

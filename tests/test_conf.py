@@ -155,7 +155,7 @@ def test_right_settings_have_no_problems(settings: Any) -> None:
 def test_the_setting_has_to_be_a_dict(value: object, settings: Any) -> None:
     settings.BIPSYNC = value
     assert only_problem().key == "BIPSYNC"
-    with pytest.raises(ConfigurationError, match='BIPSYNC = {"CLIENT"'):
+    with pytest.raises(ConfigurationError, match=r'BIPSYNC = \{"CLIENT"'):
         get_tenant()
 
 
@@ -199,7 +199,7 @@ def test_an_unknown_key_gets_the_nearest_one_named(typo: str, nearest: str, sett
     assert problem.hint == f"Did you mean {nearest!r}?"
 
 
-@pytest.mark.parametrize("key", ["zzzzzzzzzz", 5, None, ("a", "b")])
+@pytest.mark.parametrize("key", ["zzzzzzzzzz", 5, b"\xff", ("q", "q")])
 def test_an_unknown_key_that_resembles_none_gets_all_of_them(key: Any, settings: Any) -> None:
     settings.BIPSYNC = {**MINIMAL, key: 1}
     problem = only_problem()

@@ -130,7 +130,7 @@ class _Attempt:
         self, request: requests.PreparedRequest, ca_bundle: str | None, max_bytes: int
     ) -> requests.Response:
         assert request.url is not None
-        environment = _environment.merge_environment_settings(
+        environment: Any = _environment.merge_environment_settings(
             request.url, {}, True, ca_bundle or True, None
         )
         if request.url.startswith("http:"):
@@ -181,12 +181,8 @@ class _Body:
 
     def __init__(self, body: str | bytes, attempt: _Attempt) -> None:
         content = body.encode() if isinstance(body, str) else body
-        self._length = len(content)
         self._file = io.BytesIO(content)
         self._attempt = attempt
-
-    def __len__(self) -> int:
-        return self._length
 
     def read(self, size: int = -1) -> bytes:
         self._attempt.check()

@@ -1,5 +1,5 @@
 import uuid
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from django.contrib.auth.base_user import AbstractBaseUser, BaseUserManager
 from django.db import models
@@ -8,6 +8,8 @@ from django.db.models.functions import Lower
 
 class Team(models.Model):
     name = models.CharField(max_length=30)
+
+    objects: ClassVar[Any] = models.Manager()
 
     def __str__(self) -> str:
         return self.name
@@ -24,7 +26,7 @@ class Person(AbstractBaseUser):
     floor = models.IntegerField(null=True)
     team = models.ForeignKey(Team, on_delete=models.SET_NULL, null=True)
 
-    objects: ClassVar[BaseUserManager["Person"]] = BaseUserManager()
+    objects: ClassVar[Any] = BaseUserManager()
 
     USERNAME_FIELD = "email"
     EMAIL_FIELD = "email"
@@ -43,6 +45,6 @@ class Numbered(AbstractBaseUser):
     number = models.UUIDField(unique=True, default=uuid.uuid4)
     name = models.CharField(max_length=20, blank=True)
 
-    objects: ClassVar[BaseUserManager["Numbered"]] = BaseUserManager()
+    objects: ClassVar[Any] = BaseUserManager()
 
     USERNAME_FIELD = "number"

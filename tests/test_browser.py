@@ -1,0 +1,378 @@
+"""Signing in with a real browser: Debian's Chromium, driven by Playwright.
+
+The portal is at ``localhost`` and the simulated Bipsync at ``127.0.0.1``: to a browser these are
+two sites, as a portal and Bipsync are.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import User
+from playwright.sync_api import Browser as Chromium
+from playwright.sync_api import BrowserContext, Page, expect
+from pytest_django.live_server_helper import LiveServer
+
+import bipsync_django
+from bipsync_django import views
+from bipsync_django.models import BipsyncToken, SpentState
+from bipsync_django.testing import Answer, SimulatedBipsync
+from tests.browser import CALLBACK, LOGIN, LOGOUT, chromium
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+CSP = "default-src 'none'; style-src 'self'; form-action 'self'; base-uri 'none'"
+SHOTS = os.environ.get("BIPSYNC_SCREENSHOTS")
+"""A directory to save pictures of the pages in."""
+
+
+class CspMiddleware:
+    """The strictest Content-Security-Policy under which pages with a style sheet can work."""
+
+    def __init__(self, get_response: Any) -> None:
+        self.get_response = get_response
+
+    def __call__(self, request: Any) -> Any:
+        response = self.get_response(request)
+        response.headers["Content-Security-Policy"] = CSP
+        return response
+
+
+class NoRefreshMiddleware:
+    """A proxy that drops a header which it does not know."""
+
+    def __init__(self, get_response: Any) -> None:
+        self.get_response = get_response
+
+    def __call__(self, request: Any) -> Any:
+        response = self.get_response(request)
+        if "Refresh" in response:
+            del response["Refresh"]
+        return response
+
+
+@pytest.fixture(scope="module")
+def _chromium() -> Iterator[Chromium]:
+    # Playwright keeps an event loop running in this thread, which Django takes for async code.
+    with pytest.MonkeyPatch.context() as patch, chromium() as browser:
+        patch.setenv("DJANGO_ALLOW_ASYNC_UNSAFE", "1")
+        yield browser
+
+
+@pytest.fixture
+def portal(transactional_db: None, bipsync: SimulatedBipsync, settings: Any) -> Iterator[str]:
+    """The portal's address. Its server shares this process's settings and database."""
+    settings.STATIC_ROOT = str(Path(bipsync_django.__file__).parent / "static")
+    settings.MIDDLEWARE = [f"{__name__}.CspMiddleware", *settings.MIDDLEWARE]
+    # One for each test: middleware is loaded when a server starts.
+    server = LiveServer("localhost")
+    bipsync.redirect_uris.add(f"{server.url}{CALLBACK}")
+    assert server.url.startswith("http://localhost:")
+    assert bipsync.url.startswith("http://127.0.0.1:")
+    yield str(server.url)
+    server.stop()
+
+
+@pytest.fixture
+def complaints() -> list[str]:
+    """What the browser's console holds against the pages; asserted to be nothing at the end."""
+    return []
+
+
+@pytest.fixture
+def context(_chromium: Chromium, portal: str, complaints: list[str]) -> Iterator[BrowserContext]:
+    context = _chromium.new_context(base_url=portal)
+    context.set_default_timeout(15_000)
+
+    def note(message: Any) -> None:
+        # A failure page's own status is no complaint about the page.
+        if message.type in {"error", "warning"} and "Failed to load resource" not in message.text:
+            complaints.append(message.text)
+
+    def note_missing(response: Any) -> None:
+        if response.status >= 400 and not response.request.is_navigation_request():
+            complaints.append(f"{response.status} {response.url}")
+
+    context.on("console", note)
+    context.on("weberror", lambda error: complaints.append(str(error.error)))
+    context.on("response", note_missing)
+    yield context
+    context.close()
+    assert complaints == []
+
+
+@pytest.fixture
+def page(context: BrowserContext) -> Page:
+    return context.new_page()
+
+
+def allow(page: Page, who: str = "Ada Lovelace") -> None:
+    page.get_by_label(who).check()
+    page.get_by_role("button", name="Allow").click()
+
+
+def sign_in(page: Page, target: str = "/") -> None:
+    page.goto(target)
+    allow(page)
+    expect(page.locator("body")).to_contain_text("Signed in as ada")
+
+
+def reason(page: Page) -> str | None:
+    return page.locator(".bipsync-message").get_attribute("data-reason")
+
+
+def test_a_visitor_signs_in_and_comes_to_the_page_they_wanted(page: Page, portal: str) -> None:
+    page.goto("/?tab=reports")
+    expect(page.get_by_role("heading", name="Sign in to portal")).to_be_visible()
+    allow(page, "Grace Hopper")
+    expect(page.locator("body")).to_have_text("Signed in as grace")
+    assert page.url == f"{portal}/?tab=reports"
+    assert User.objects.get().email == "grace@acme.example"
+
+
+def test_the_portal_of_these_tests_forbids_inline_code(page: Page, complaints: list[str]) -> None:
+    page.goto("/bipsync/callback/")
+    page.evaluate("document.body.setAttribute('onclick', 'x()')")
+    page.get_by_role("heading").click()
+    assert "Content Security Policy" in complaints.pop()
+
+
+def test_nothing_of_the_trip_is_left_in_the_browser(page: Page, context: BrowserContext) -> None:
+    sign_in(page)
+    names = {cookie["name"] for cookie in context.cookies()}
+    assert "sessionid" in names
+    assert not [name for name in names if "bipsync" in name]
+
+
+def test_scripts_cannot_read_the_trip(page: Page, context: BrowserContext, portal: str) -> None:
+    page.goto("/")
+    (trip,) = [c for c in context.cookies(portal) if c["name"].startswith("bipsync-")]
+    assert (trip["httpOnly"], trip["sameSite"]) == (True, "Lax")
+
+
+def test_who_declines_is_told_so_and_can_try_again(page: Page, portal: str) -> None:
+    page.goto("/?tab=2")
+    page.get_by_role("button", name="Cancel").click()
+    expect(page.get_by_role("heading")).to_have_text("You did not give permission")
+    assert not User.objects.exists()
+    page.get_by_role("link", name="Try again").click()
+    allow(page)
+    expect(page.locator("body")).to_have_text("Signed in as ada")
+    assert page.url == f"{portal}/?tab=2"
+
+
+def test_who_is_stopped_by_an_outage_can_try_again(
+    page: Page, portal: str, bipsync: SimulatedBipsync
+) -> None:
+    bipsync.fail("token", Answer(503, b""))
+    page.goto("/?tab=2")
+    allow(page)
+    assert reason(page) == "unavailable"
+    page.get_by_role("link", name="Try again").click()
+    allow(page)
+    expect(page.locator("body")).to_have_text("Signed in as ada")
+    assert page.url == f"{portal}/?tab=2"
+
+
+def test_two_tabs_come_to_their_own_pages(context: BrowserContext, portal: str) -> None:
+    first, second = context.new_page(), context.new_page()
+    first.goto("/?tab=1")
+    second.goto("/?tab=2")
+    allow(second)
+    expect(second.locator("body")).to_have_text("Signed in as ada")
+    allow(first)
+    expect(first.locator("body")).to_have_text("Signed in as ada")
+    assert (first.url, second.url) == (f"{portal}/?tab=1", f"{portal}/?tab=2")
+    assert User.objects.count() == 1
+
+
+def test_who_signs_out_is_signed_out(page: Page, context: BrowserContext) -> None:
+    sign_in(page)
+    page.goto("/")
+    # The portal's own pages have this form; the test's portal is too plain for one.
+    page.route(
+        "**/form",
+        lambda route: route.fulfill(
+            content_type="text/html",
+            body=f'<form method="post" action="{LOGOUT}">'
+            f'<input name="csrfmiddlewaretoken" value="{_csrf(context)}"><button>Sign out</button>',
+        ),
+    )
+    page.goto("/form")
+    page.get_by_role("button", name="Sign out").click()
+    expect(page.get_by_role("heading")).to_have_text("You are signed out")
+    assert not [c for c in context.cookies() if c["name"] == "sessionid"]
+    page.get_by_role("link", name="Sign in with Bipsync").click()
+    allow(page)
+    expect(page.locator("body")).to_have_text("Signed in as ada")
+
+
+def _csrf(context: BrowserContext) -> str:
+    return next(str(c["value"]) for c in context.cookies() if c["name"] == "csrftoken")
+
+
+def test_a_callback_that_is_opened_again_says_so_and_keeps_the_session(
+    page: Page, portal: str
+) -> None:
+    callbacks: list[str] = []
+    page.on("request", lambda r: callbacks.append(r.url) if CALLBACK in r.url else None)
+    sign_in(page)
+    assert len(callbacks) == 1
+    page.goto(callbacks[0])
+    assert reason(page) == "replayed_state"
+    expect(page.get_by_role("heading")).to_have_text("This sign-in link was used already")
+    page.goto("/")
+    expect(page.locator("body")).to_have_text("Signed in as ada")
+
+
+def test_the_back_button_never_leads_to_the_callback(page: Page, portal: str) -> None:
+    sign_in(page)
+    for _ in range(3):
+        page.go_back()
+        assert CALLBACK not in page.url
+    page.goto("/")
+    expect(page.locator("body")).to_have_text("Signed in as ada")
+
+
+def test_a_failure_page_works_with_the_keyboard_alone(page: Page) -> None:
+    page.goto("/?tab=2")
+    page.get_by_role("button", name="Cancel").click()
+    expect(page.get_by_role("heading")).to_be_visible()
+    page.keyboard.press("Tab")
+    link = page.get_by_role("link", name="Try again")
+    expect(link).to_be_focused()
+    outline = link.evaluate("element => getComputedStyle(element).outlineWidth")
+    assert outline == "3px"
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", name="Sign in to portal")).to_be_visible()
+
+
+# --- SameSite=Strict
+
+
+@pytest.fixture
+def strict(settings: Any) -> None:
+    settings.SESSION_COOKIE_SAMESITE = "Strict"
+
+
+@pytest.mark.usefixtures("strict")
+def test_with_strict_cookies_a_person_is_signed_in_where_they_wanted(
+    page: Page, portal: str, context: BrowserContext, bipsync: SimulatedBipsync
+) -> None:
+    callbacks: list[str] = []
+    page.on("request", lambda r: callbacks.append(r.url) if CALLBACK in r.url else None)
+    page.goto("/?tab=2")
+    allow(page)
+    expect(page.locator("body")).to_have_text("Signed in as ada")
+    assert page.url == f"{portal}/?tab=2"
+    (session,) = [c for c in context.cookies() if c["name"] == "sessionid"]
+    assert session["sameSite"] == "Strict"
+    assert len(callbacks) == 2
+    assert "resumed" not in callbacks[0]
+    assert SpentState.objects.count() == 1
+    assert bipsync.calls["code"] == 1
+
+
+@pytest.mark.usefixtures("strict")
+def test_with_strict_cookies_the_session_there_was_is_the_one_that_goes_on(
+    page: Page, portal: str, context: BrowserContext
+) -> None:
+    sign_in(page)
+    before = {c["name"]: c["value"] for c in context.cookies()}["sessionid"]
+    page.goto(LOGIN)
+    allow(page)
+    expect(page.locator("body")).to_have_text("Signed in as ada")
+    after = {c["name"]: c["value"] for c in context.cookies()}["sessionid"]
+    # Django keeps the session of one who signs in again; a callback without it had made another.
+    assert after == before
+
+
+@pytest.mark.usefixtures("strict")
+def test_with_strict_cookies_and_no_second_request_the_session_would_be_lost(
+    page: Page, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Every callback holds a state, so none is asked for again.
+    monkeypatch.setattr(views, "_RESUMED", "state")
+    page.goto("/?tab=2")
+    allow(page)
+    # Signed in according to the site, and yet at the provider again.
+    expect(page.get_by_role("heading", name="Sign in to portal")).to_be_visible()
+    assert BipsyncToken.objects.count() == 1
+
+
+@pytest.mark.usefixtures("strict")
+def test_with_strict_cookies_who_declines_can_try_again(page: Page, portal: str) -> None:
+    page.goto("/?tab=2")
+    page.get_by_role("button", name="Cancel").click()
+    expect(page.get_by_role("heading")).to_have_text("You did not give permission")
+    page.get_by_role("link", name="Try again").click()
+    allow(page)
+    expect(page.locator("body")).to_have_text("Signed in as ada")
+    assert page.url == f"{portal}/?tab=2"
+
+
+@pytest.fixture
+def no_refresh(settings: Any) -> None:
+    settings.MIDDLEWARE = [f"{__name__}.NoRefreshMiddleware", *settings.MIDDLEWARE]
+
+
+@pytest.mark.usefixtures("strict", "no_refresh")
+def test_the_resume_page_can_be_left_by_hand(page: Page) -> None:
+    page.goto("/?tab=2")
+    allow(page)
+    expect(page.get_by_role("heading")).to_have_text("Signing you in…")
+    if SHOTS:
+        page.screenshot(path=f"{SHOTS}/resume.png")
+    page.get_by_role("link", name="Continue").click()
+    expect(page.locator("body")).to_have_text("Signed in as ada")
+
+
+# --- how the pages look
+
+SIZES = {"desktop": (1100, 700), "phone": (360, 640)}
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", SIZES)
+def test_a_failure_page_can_be_read_on_any_screen(
+    page: Page, size: str, scheme: Any, bipsync: SimulatedBipsync, settings: Any
+) -> None:
+    width, height = SIZES[size]
+    page.set_viewport_size({"width": width, "height": height})
+    page.emulate_media(color_scheme=scheme)
+    settings.BIPSYNC = {**settings.BIPSYNC, "CREATE_USERS": False}
+    page.goto("/")
+    allow(page)
+    assert reason(page) == "no_account"
+    if SHOTS:
+        page.screenshot(path=f"{SHOTS}/failure-{size}-{scheme}.png")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    for selector in ("h1", ".bipsync-message p", ".bipsync-reference", ".bipsync-button"):
+        assert _contrast(page, selector) >= 4.5, selector
+    box = page.get_by_role("link", name="Try again").bounding_box()
+    assert box is not None
+    assert box["height"] >= 40
+
+
+def _contrast(page: Page, selector: str) -> float:
+    """The contrast of text to what is behind it (WCAG 2.2, 1.4.3)."""
+    text, ground = page.locator(selector).first.evaluate(
+        """element => {
+            const opaque = colour => !/rgba\\(.*, 0\\)/.test(colour);
+            let behind = element;
+            while (!opaque(getComputedStyle(behind).backgroundColor)) behind = behind.parentElement;
+            return [getComputedStyle(element).color, getComputedStyle(behind).backgroundColor];
+        }"""
+    )
+    brighter, darker = sorted((_luminance(text), _luminance(ground)), reverse=True)
+    return (brighter + 0.05) / (darker + 0.05)
+
+
+def _luminance(colour: str) -> float:
+    channels = [int(part) / 255 for part in colour.strip("rgba()").split(",")[:3]]
+    red, green, blue = (
+        c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels
+    )
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue

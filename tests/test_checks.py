@@ -1,0 +1,173 @@
+"""``manage.py check`` says what is wrong before anyone meets it in a browser."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.core import checks
+from django.core.checks import CheckMessage
+from django.core.management import call_command
+from django.core.management.base import SystemCheckError
+from django.urls import URLPattern
+
+from bipsync_django.backends import BipsyncBackend
+
+urlpatterns: list[URLPattern] = []
+
+MODEL_BACKEND = "django.contrib.auth.backends.ModelBackend"
+
+
+class OwnBackend(BipsyncBackend):
+    """A site's own."""
+
+
+def found() -> list[CheckMessage]:
+    """Return what Django's own run of all checks finds of ours."""
+    return [
+        message
+        for message in checks.run_checks()
+        if (message.id or "").startswith("bipsync_django.")
+    ]
+
+
+def only() -> CheckMessage:
+    (message,) = found()
+    return message
+
+
+def change(settings: Any, **changes: Any) -> None:
+    settings.BIPSYNC = {**settings.BIPSYNC, **changes}
+
+
+def test_a_site_that_is_set_up_has_nothing_to_mend() -> None:
+    assert found() == []
+
+
+def test_e001_a_wrong_value_stops_the_site(settings: Any) -> None:
+    change(settings, LEEWAY="s3cret")
+    message = only()
+    assert (message.id, message.level) == ("bipsync_django.E001", checks.ERROR)
+    assert "BIPSYNC['LEEWAY']" in message.msg
+    assert message.hint == "Set it to seconds of clock difference to forgive, 0 to 300."
+    with pytest.raises(SystemCheckError, match="E001") as caught:
+        call_command("check")
+    assert "s3cret" not in str(caught.value)
+
+
+def test_e001_a_missing_key_and_a_missing_dict(settings: Any) -> None:
+    settings.BIPSYNC = {key: value for key, value in settings.BIPSYNC.items() if key != "CLIENT"}
+    assert only().id == "bipsync_django.E001"
+    settings.BIPSYNC = None
+    assert only().id == "bipsync_django.E001"
+    del settings.BIPSYNC
+    assert "BIPSYNC is missing" in only().msg
+
+
+def test_e002_an_unknown_key_names_the_nearest(settings: Any) -> None:
+    change(settings, SCOPS=["users:read"])
+    message = only()
+    assert (message.id, message.level) == ("bipsync_django.E002", checks.ERROR)
+    assert message.hint == "Did you mean 'SCOPES'?"
+
+
+def test_all_that_is_wrong_is_found_at_once(settings: Any) -> None:
+    change(settings, CLIENT="A", LEEWAY=-1, NOVELTY=True)
+    assert [message.id for message in found()] == [
+        "bipsync_django.E002",
+        "bipsync_django.E001",
+        "bipsync_django.E001",
+    ]
+
+
+def test_e003_claims_that_fill_a_field_which_users_do_not_have(settings: Any) -> None:
+    change(settings, CLAIMS={"first_name": "given_name", "department": "dept"})
+    message = only()
+    assert (message.id, message.level) == ("bipsync_django.E003", checks.ERROR)
+    assert "'department'" in message.msg
+    assert "auth.User" in message.msg
+    change(settings, CLAIMS={"first_name": "given_name", "email": None})
+    assert found() == []
+
+
+def test_e004_a_site_without_our_backend_lets_nobody_in(settings: Any) -> None:
+    settings.AUTHENTICATION_BACKENDS = [MODEL_BACKEND]
+    message = only()
+    assert (message.id, message.level) == ("bipsync_django.E004", checks.ERROR)
+    assert "bipsync_django.backends.BipsyncBackend" in (message.hint or "")
+    settings.AUTHENTICATION_BACKENDS = [MODEL_BACKEND, f"{__name__}.OwnBackend"]
+    assert found() == []
+
+
+def test_e004_a_backend_that_cannot_be_imported_is_named(settings: Any) -> None:
+    settings.AUTHENTICATION_BACKENDS = ["bipsync_django.backend.BipsyncBackend"]
+    message = only()
+    assert message.id == "bipsync_django.E004"
+    assert "bipsync_django.backend.BipsyncBackend" in message.msg
+
+
+def test_w001_the_urls_have_to_be_included(settings: Any) -> None:
+    settings.ROOT_URLCONF = __name__
+    message = only()
+    assert (message.id, message.level) == ("bipsync_django.W001", checks.WARNING)
+    assert 'include("bipsync_django.urls")' in (message.hint or "")
+
+
+# --- the encryption key, without which nothing can be imported
+
+
+def start(tmp_path: Path, line: str) -> subprocess.CompletedProcess[str]:
+    (tmp_path / "bare_settings.py").write_text(
+        "SECRET_KEY = 'x' * 50\n"
+        "INSTALLED_APPS = ['django.contrib.auth', 'django.contrib.contenttypes',"
+        " 'bipsync_django']\n"
+        "BIPSYNC = {'CLIENT': 'acme', 'CLIENT_ID': 'i', 'CLIENT_SECRET': 's', 'SCOPES': ['a']}\n"
+        "AUTHENTICATION_BACKENDS = ['bipsync_django.backends.BipsyncBackend']\n"
+        "SILENCED_SYSTEM_CHECKS = ['bipsync_django.W001']\n"
+        "ROOT_URLCONF = 'bare_settings'\n"
+        "urlpatterns = []\n"
+        f"{line}\n"
+    )
+    return subprocess.run(
+        [sys.executable, "-m", "django", "check"],
+        env={
+            **os.environ,
+            "DJANGO_SETTINGS_MODULE": "bare_settings",
+            "PYTHONPATH": os.pathsep.join([str(tmp_path), str(Path(__file__).parent.parent)]),
+        },
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "",
+        "FIELD_ENCRYPTION_KEY = None",
+        "FIELD_ENCRYPTION_KEY = ''",
+        "FIELD_ENCRYPTION_KEY = 's3cret-too-short'",
+        "FIELD_ENCRYPTION_KEY = []",
+    ],
+    ids=["missing", "None", "empty", "malformed", "no keys"],
+)
+def test_without_an_encryption_key_django_does_not_start_and_says_how_to_make_one(
+    line: str, tmp_path: Path
+) -> None:
+    process = start(tmp_path, line)
+    assert process.returncode != 0
+    last = process.stderr.strip().splitlines()[-1]
+    assert "ConfigurationError: Set FIELD_ENCRYPTION_KEY to a Fernet key" in last
+    assert "Fernet.generate_key()" in last
+    assert "s3cret" not in process.stderr + process.stdout
+
+
+def test_with_an_encryption_key_django_starts(tmp_path: Path) -> None:
+    key = "dGVzdC1vbmx5LWtleS10ZXN0LW9ubHkta2V5LTEyMzQ="
+    for line in (f"FIELD_ENCRYPTION_KEY = {key!r}", f"FIELD_ENCRYPTION_KEY = [{key!r}]"):
+        process = start(tmp_path, line)
+        assert process.returncode == 0, process.stderr

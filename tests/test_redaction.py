@@ -1,0 +1,219 @@
+"""Nothing secret in any log record or exception, whatever happens to a code or a token."""
+
+import dataclasses
+import logging
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+import pytest
+
+from bipsync_django import redaction
+from bipsync_django.conf import Tenant, get_tenant
+from bipsync_django.exceptions import BipsyncError, TokenRefused
+from bipsync_django.oauth.claims import validate_access_token
+from bipsync_django.oauth.client import (
+    TokenPair,
+    authorization_url,
+    create_verifier,
+    exchange_code,
+    refresh_pair,
+)
+from bipsync_django.testing import Answer, DropAfter, DropBefore, Html, SimulatedBipsync, Trickle
+
+REDIRECT_URI = "https://portal.example/bipsync/callback/"
+
+
+class Records(logging.Handler):
+    """Keeps everything that any logger says, as every kind of formatter could show it."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.DEBUG)
+        self.shown: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if "process_request_thread" in (record.threadName or ""):
+            return  # the simulated provider's own oauthlib, which logs the tokens that it makes
+        shown = [record.getMessage(), repr(record.args), repr(vars(record))]
+        if record.exc_info:
+            shown += everything(record.exc_info[1])
+        self.shown += shown
+
+
+def everything(error: BaseException | None) -> list[str]:
+    """Return what can be shown of an exception and of all that led to it, hidden parts too."""
+    shown: list[str] = []
+    while error is not None:
+        shown += [str(error), repr(error), repr(error.args), repr(vars(error))]
+        shown += traceback.format_exception(error)
+        error = error.__cause__ or error.__context__
+    return shown
+
+
+@pytest.fixture
+def records() -> Iterator[list[str]]:
+    handler, root = Records(), logging.getLogger()
+    level = root.level
+    root.addHandler(handler)
+    root.setLevel(logging.DEBUG)
+    yield handler.shown
+    root.setLevel(level)
+    root.removeHandler(handler)
+
+
+@pytest.fixture
+def tenant(bipsync: SimulatedBipsync) -> Tenant:
+    bipsync.redirect_uris.add(REDIRECT_URI)
+    return dataclasses.replace(get_tenant(), http_timeout=2.0)
+
+
+def consent(bipsync: SimulatedBipsync, tenant: Tenant, verifier: str) -> str:
+    url = authorization_url(
+        tenant, state="st-1", verifier=verifier, redirect_uri=REDIRECT_URI, scopes=tenant.scopes
+    )
+    return dict(parse_qsl(urlsplit(bipsync.approve(url)).query))["code"]
+
+
+def assert_hidden(secrets: list[str], shown: list[str]) -> None:
+    text = "\n".join(shown)
+    for secret in secrets:
+        # The start of a token would be enough to find it by.
+        assert secret[:24] not in text
+
+
+def test_an_exchange_and_a_refresh_that_succeed_log_no_secret(
+    bipsync: SimulatedBipsync, tenant: Tenant, records: list[str]
+) -> None:
+    verifier = create_verifier()
+    code = consent(bipsync, tenant, verifier)
+    del records[:]  # the simulated browser's own requests, code included
+    first = exchange_code(tenant, code=code, verifier=verifier, redirect_uri=REDIRECT_URI)
+    assert first.refresh_token is not None
+    second = refresh_pair(tenant, first.refresh_token)
+    assert second.refresh_token is not None
+    validate_access_token(second.access_token, tenant, from_provider=True)
+    assert any("/v1/oauth/token" in line for line in records), "something was logged at all"
+    assert_hidden(
+        [
+            bipsync.client_secret,
+            code,
+            verifier,
+            first.access_token,
+            first.refresh_token,
+            second.access_token,
+            second.refresh_token,
+        ],
+        [*records, repr(first), repr(second), repr(tenant)],
+    )
+
+
+FAILURES: dict[str, Any] = {
+    "dead": Answer(400, {"error": "invalid_grant"}),
+    "dead in 8.x": Answer(
+        401, {"error": "invalid_request", "error_description": "The refresh token is invalid."}
+    ),
+    "bad secret": Answer(401, {"error": "invalid_client"}),
+    "not allowed": Answer(403),
+    "redirect": Answer(307, headers={"Location": "http://127.0.0.1:9/?echo"}),
+    "html": Html(200),
+    "server error": Html(500),
+    "not json": Answer(200, "def50200 eyJ0"),
+    "bad token": Answer(200, {"access_token": "eyJ0 x", "token_type": "bearer"}),
+    "bad charset": Answer(200, {"access_token": 7}, "application/json; charset=idna"),
+    "too large": Answer(200, "x" * 200_000),
+    "bad header": Answer(429, headers={"Retry-After": "def50200"}),
+    "dropped before": DropBefore(),
+    "dropped after": DropAfter(),
+    "slow": Trickle(1),
+}
+
+
+@pytest.mark.parametrize("how", FAILURES.values(), ids=FAILURES)
+@pytest.mark.parametrize("what", ["code", "refresh"])
+def test_an_exchange_or_refresh_that_fails_shows_no_secret_in_logs_or_errors(
+    how: Any, what: str, bipsync: SimulatedBipsync, tenant: Tenant, records: list[str]
+) -> None:
+    if isinstance(how, Trickle):
+        tenant = dataclasses.replace(tenant, http_timeout=0.3)
+    pair, verifier = bipsync.issue_pair(), create_verifier()
+    code = consent(bipsync, tenant, verifier)
+    calls: dict[str, Callable[[], TokenPair]] = {
+        "code": lambda: exchange_code(
+            tenant, code=code, verifier=verifier, redirect_uri=REDIRECT_URI
+        ),
+        "refresh": lambda: refresh_pair(tenant, pair.refresh_token),
+    }
+    del records[:]
+    bipsync.fail("token", how)
+    with pytest.raises(BipsyncError) as caught:
+        calls[what]()
+    secrets = [bipsync.client_secret, code, verifier, pair.access_token, pair.refresh_token]
+    assert_hidden(secrets, [*records, *everything(caught.value)])
+
+
+def test_a_provider_that_is_not_there_shows_no_secret(
+    bipsync: SimulatedBipsync, tenant: Tenant, records: list[str]
+) -> None:
+    pair = bipsync.issue_pair()
+    bipsync.stop()
+    with pytest.raises(BipsyncError) as caught:
+        refresh_pair(tenant, pair.refresh_token)
+    assert_hidden(
+        [bipsync.client_secret, pair.refresh_token], [*records, *everything(caught.value)]
+    )
+
+
+def test_what_the_provider_says_in_an_error_is_not_repeated(
+    bipsync: SimulatedBipsync, tenant: Tenant, records: list[str]
+) -> None:
+    pair = bipsync.issue_pair()
+    for status, error in ((400, "invalid_grant"), (401, "invalid_client"), (400, "x" * 40)):
+        echo = f"you sent {pair.refresh_token} with {bipsync.client_secret}"
+        answer = {"error": error, "error_description": echo, "hint": echo, "message": echo}
+        bipsync.fail("token", Answer(status, answer))
+        with pytest.raises(BipsyncError) as caught:
+            refresh_pair(tenant, pair.refresh_token)
+        shown = [*records, *everything(caught.value)]
+        assert_hidden([bipsync.client_secret, pair.refresh_token, "you sent", "x" * 40], shown)
+
+
+def test_a_token_that_is_refused_is_not_shown(
+    bipsync: SimulatedBipsync, tenant: Tenant, records: list[str]
+) -> None:
+    claims = bipsync.access_token_claims()
+    for token in (
+        bipsync.sign({**claims, "exp": 1}),
+        bipsync.sign({**claims, "sub": ""}),
+        bipsync.sign(claims, algorithm="none"),
+        bipsync.sign(claims)[:-8] + "AAAAAAAA",
+        bipsync.sign(claims) + "==",
+        "not-a-token-but-secret-all-the-same",
+    ):
+        with pytest.raises(TokenRefused) as caught:
+            validate_access_token(token, tenant)
+        assert_hidden(
+            [part for part in token.split(".") if part], [*records, *everything(caught.value)]
+        )
+
+
+def test_the_filter_silences_the_library_at_debug_and_lets_warnings_through(
+    records: list[str],
+) -> None:
+    redaction.install()
+    redaction.install()
+    library = logging.getLogger("requests_oauthlib.oauth2_session")
+    assert len(library.filters) == 1
+    library.debug("s3cret %s", "token")
+    assert not any("s3cret" in line for line in records)
+    library.warning("heard")
+    assert any("heard" in line for line in records)
+
+
+def test_a_level_set_by_the_site_does_not_undo_the_filter(records: list[str]) -> None:
+    library = logging.getLogger("requests_oauthlib.oauth2_session")
+    level = library.level
+    library.setLevel(logging.DEBUG)
+    library.debug("s3cret")
+    library.setLevel(level)
+    assert not any("s3cret" in line for line in records)

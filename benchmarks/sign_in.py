@@ -117,7 +117,7 @@ def bare_callback(request: HttpRequest) -> HttpResponse:
             "email": claims["email"],
         },
     )
-    BareToken.objects.update_or_create(
+    BareToken._default_manager.update_or_create(
         user=user,
         defaults={
             "access_token": pair["access_token"],

@@ -525,9 +525,7 @@ def _database() -> str:
 
 
 def _rows() -> BipsyncTokenQuerySet:
-    rows = BipsyncToken.objects.using(_database())
-    assert isinstance(rows, BipsyncTokenQuerySet)
-    return rows
+    return BipsyncToken.objects.using(_database())
 
 
 def _read(pk: int) -> BipsyncToken:

@@ -1,7 +1,6 @@
 """The rows. Token rows are written by ``lifecycle`` alone."""
 
 from datetime import datetime
-from typing import ClassVar
 
 from django.conf import settings
 from django.db import models
@@ -85,7 +84,7 @@ class BipsyncToken(models.Model):
     last_error = models.CharField(_("last error"), max_length=64, blank=True, default="")
     sessions_valid_after = models.DateTimeField(null=True)
 
-    objects: ClassVar[models.Manager["BipsyncToken"]] = BipsyncTokenQuerySet.as_manager()
+    objects = BipsyncTokenQuerySet.as_manager()
 
     class Meta:
         verbose_name = _("Bipsync token")

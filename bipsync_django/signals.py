@@ -12,7 +12,10 @@ signed_in = Signal()
 """A person signed in with Bipsync. ``claims`` is the validated ``Claims``."""
 
 token_refreshed = Signal()
-"""A new pair is stored. ``claims`` is the validated ``Claims``."""
+"""A new pair is stored and validated. ``claims`` is the validated ``Claims``.
+
+While Bipsync's keys cannot be fetched a pair is stored and used, and no signal is sent.
+"""
 
 refresh_failed = Signal()
 """A refresh did not succeed and will be tried again. ``reason`` is a short code."""

@@ -91,7 +91,9 @@ class Demo:
 
 
 def _ps(columns: str) -> list[str]:
-    ps = subprocess.run(["ps", "-A", "-ww", "-o", columns], capture_output=True, text=True, check=True)
+    ps = subprocess.run(
+        ["ps", "-A", "-ww", "-o", columns], capture_output=True, text=True, check=True
+    )
     return ps.stdout.splitlines()
 
 

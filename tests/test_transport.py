@@ -411,6 +411,13 @@ def test_an_answer_that_is_no_complete_http_is_one_failed_exchange_and_never_rep
     assert len(server.connections) == 1
 
 
+def test_not_even_a_request_without_a_body_is_repeated(tenant: Tenant, serve: Serve) -> None:
+    server = serve(lambda connection: connection.request() and None)
+    with pytest.raises(ExchangeFailed):
+        exchange("GET", server.url, tenant=tenant, max_bytes=1000)
+    assert len(server.connections) == 1
+
+
 # --- what is too much
 
 

@@ -111,7 +111,7 @@ USE_TZ = True
 # --- Celery, without a server of any kind
 
 CELERY_BROKER_URL = "filesystem://localhost"
-CELERY_BROKER_TRANSPORT = "sample_project.broker:Transport"
+CELERY_BROKER_TRANSPORT = "bipsync_django.testing.broker:Transport"
 CELERY_BROKER_TRANSPORT_OPTIONS = {
     "data_folder_in": str(folder("queue")),
     "data_folder_out": str(folder("queue")),

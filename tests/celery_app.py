@@ -18,6 +18,7 @@ atexit.register(_temporary.cleanup)
 app = Celery("tests")
 app.conf.update(
     broker_url="filesystem://",
+    broker_transport="bipsync_django.testing.broker:Transport",
     broker_transport_options={
         "data_folder_in": str(FOLDER),
         "data_folder_out": str(FOLDER),

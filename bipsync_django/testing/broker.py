@@ -1,4 +1,8 @@
-"""Celery's filesystem transport, made safe for a worker that never stops looking."""
+"""Celery's filesystem transport, made safe for a worker that never stops looking.
+
+For demonstrations and tests without a broker: ``broker_url = "filesystem://"`` together with
+``broker_transport = "bipsync_django.testing.broker:Transport"``.
+"""
 
 import uuid
 from pathlib import Path

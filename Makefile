@@ -36,7 +36,7 @@ $(VENV)/pip: constraints.txt
 
 $(VENV)/demo: $(VENV)/pip pyproject.toml
 	@echo "Installing bipsync-django …"
-	@$(PIP) install $(PINNED) --editable .
+	@PYTHONWARNINGS=ignore $(PIP) install $(PINNED) --editable .
 	@touch $@
 
 # mysqlclient compiles against MariaDB's or MySQL's headers; without them the tests on MariaDB skip.

@@ -116,11 +116,6 @@ class SealedField(_EncryptedTextField):
         self._refuse_expression(value := super().pre_save(model_instance, add))
         return value
 
-    def get_placeholder(self, value: object, compiler: object, connection: object) -> str:
-        """Part of every UPDATE of the column, and the one place that sees its expressions."""
-        self._refuse_expression(value)
-        return "%s"
-
     def _refuse_expression(self, value: object) -> None:
         if hasattr(value, "as_sql") or hasattr(value, "resolve_expression"):
             raise TypeError(f"{self.name} is encrypted and cannot be set by an expression.")

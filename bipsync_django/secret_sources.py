@@ -10,7 +10,7 @@ __all__ = ["SecretSource", "secret"]
 
 SecretSource = str | Callable[[], str]
 
-_UNSUPPORTED = ("aws-secretsmanager:", "azure-keyvault:")
+_UNSUPPORTED = {"aws-secretsmanager", "azure-keyvault"}
 
 
 def secret(source: SecretSource, *, name: str = "secret") -> str:
@@ -22,32 +22,7 @@ def secret(source: SecretSource, *, name: str = "secret") -> str:
 
     Raises ``ConfigurationError``, which never shows the value.
     """
-    value: object
-    if callable(source):
-        value = source()
-        if not isinstance(value, str):
-            raise ConfigurationError(f"{name}: the callable has to return a str.")
-    elif source.startswith("env:"):
-        variable = source.removeprefix("env:")
-        value = os.environ.get(variable, "")
-        if not value:
-            raise ConfigurationError(f"{name}: set the environment variable {variable}.")
-    elif source.startswith("file:"):
-        path = Path(source.removeprefix("file:"))
-        try:
-            value = path.read_text(encoding="utf-8").rstrip("\r\n")
-        except (OSError, UnicodeDecodeError, ValueError) as error:
-            raise ConfigurationError(
-                f"{name}: cannot read {path} ({type(error).__name__}); check that it exists, is "
-                "text, and may be read by the user that runs the site."
-            ) from None
-    elif source.startswith(_UNSUPPORTED):
-        scheme = source.partition(":")[0]
-        raise ConfigurationError(
-            f"{name}: {scheme}: is not supported by this version; use env:, file: or a callable."
-        )
-    else:
-        value = source
+    value = _read(source, name)
     if not value:
         raise ConfigurationError(f"{name}: the secret is empty.")
     try:
@@ -55,3 +30,40 @@ def secret(source: SecretSource, *, name: str = "secret") -> str:
     except UnicodeEncodeError:  # the environment variable holds other bytes; the error shows them
         raise ConfigurationError(f"{name}: the secret is not valid UTF-8.") from None
     return value
+
+
+def _read(source: SecretSource, name: str) -> str:
+    if callable(source):
+        return _from_callable(source, name)
+    scheme, _, place = source.partition(":")
+    if scheme == "env":
+        if not os.environ.get(place):
+            raise ConfigurationError(f"{name}: set the environment variable {place}.")
+        return os.environ[place]
+    if scheme == "file":
+        return _from_file(Path(place), name)
+    if scheme in _UNSUPPORTED:
+        raise ConfigurationError(
+            f"{name}: {scheme}: is not supported by this version; use env:, file: or a callable."
+        )
+    return source
+
+
+def _from_callable(source: Callable[[], object], name: str) -> str:
+    try:
+        value = source()
+    except Exception as error:  # noqa: BLE001 - and what it says may show the secret
+        raise ConfigurationError(f"{name}: the callable failed ({type(error).__name__}).") from None
+    if not isinstance(value, str):
+        raise ConfigurationError(f"{name}: the callable has to return a str.")
+    return value
+
+
+def _from_file(path: Path, name: str) -> str:
+    try:
+        return path.read_text(encoding="utf-8").rstrip("\r\n")
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        raise ConfigurationError(
+            f"{name}: cannot read {path} ({type(error).__name__}); check that it exists, is "
+            "text, and may be read by the user that runs the site."
+        ) from None

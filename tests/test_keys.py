@@ -20,6 +20,7 @@ from jwt.algorithms import ECAlgorithm, RSAAlgorithm
 from bipsync_django.conf import Tenant, get_tenant
 from bipsync_django.exceptions import KeysUnavailable
 from bipsync_django.oauth import keys
+from bipsync_django.oauth.claims import validate_access_token
 from bipsync_django.oauth.keys import signing_key
 from bipsync_django.testing import Answer, DropBefore, Html, SimulatedBipsync, Trickle
 from bipsync_django.testing.keys import SigningKey
@@ -499,3 +500,18 @@ def test_whatever_is_published_becomes_a_key_or_nothing_or_one_typed_error(
     except KeysUnavailable:
         return
     assert key is None or key.key.key_size >= 2048
+
+
+class BrokenCache:
+    def __getattr__(self, name: str) -> Any:
+        raise ConnectionRefusedError("the cache server is down")
+
+
+def test_a_cache_that_is_down_keeps_nobody_out(
+    bipsync: SimulatedBipsync, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(keys, "cache", BrokenCache())
+    for from_provider in (True, False):
+        raw = bipsync.issue_pair().access_token
+        assert validate_access_token(raw, get_tenant(), from_provider=from_provider)
+    assert "The cache failed (ConnectionRefusedError)" in caplog.text

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -133,3 +134,12 @@ def test_a_settings_module_may_read_secrets_before_there_are_settings() -> None:
         check=True,
         timeout=60,
     )
+
+
+def test_a_callable_that_fails_is_named_without_what_it_said() -> None:
+    def fail() -> str:
+        raise RuntimeError("the secret is hunter2")
+
+    with pytest.raises(ConfigurationError, match="CLIENT_SECRET") as refused:
+        secret(fail, name="CLIENT_SECRET")
+    assert "hunter2" not in "".join(traceback.format_exception(refused.value))

@@ -341,6 +341,13 @@ def test_claims_that_are_gone_leave_their_fields_alone(bipsync: SimulatedBipsync
     assert user.email == "nora@acme.example"
 
 
+def test_claims_that_are_gone_do_not_hold_the_others_back(bipsync: SimulatedBipsync) -> None:
+    signed_in(bipsync, person())
+    bipsync.add_user(person(given_name="Norah", email=None))
+    user = user_of(signed_in(bipsync, person().id))
+    assert (user.first_name, user.email) == ("Norah", "nora@acme.example")
+
+
 def test_a_returning_person_keeps_username_rights_and_groups(
     bipsync: SimulatedBipsync, settings: Any
 ) -> None:
@@ -378,6 +385,8 @@ def test_a_unique_value_that_somebody_else_has_is_left_alone(
     user = user_of(signed_in(bipsync, person().id))
     assert (user.first_name, user.email) == ("Norah", "nora@acme.example")
     assert "The email of user" in caplog.text
+    bipsync.add_user(person(email="free@acme.example"))
+    assert user_of(signed_in(bipsync, person().id)).email == "free@acme.example"
 
 
 def test_a_constraint_that_new_claims_do_not_meet_locks_nobody_out(

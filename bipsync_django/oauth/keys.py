@@ -5,9 +5,12 @@ endpoint is down and lets raw exceptions escape; ``PyJWKSet`` fails as a whole o
 So the document is ours to fetch, and PyJWT builds each key.
 """
 
+import contextlib
 import functools
 import json
+import logging
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jwt
@@ -19,6 +22,8 @@ from ..exceptions import KeysUnavailable
 from .transport import ExchangeFailed, exchange
 
 __all__ = ["signing_key"]
+
+logger = logging.getLogger(__name__)
 
 _MAX_DOCUMENT = 256 * 1024
 _MAX_KEYS = 50
@@ -43,7 +48,7 @@ def signing_key(tenant: Tenant, kid: str, *, from_provider: bool = False) -> jwt
     is_fresh = entry is not None and time.time() - entry["at"] < _FRESH
     if known and is_fresh:
         return _build(known)
-    if not (from_provider and not known) and not cache.add(_cooldown_name(tenant), 1, _COOLDOWN):
+    if not (from_provider and not known) and not _may_fetch_again(tenant):
         if known:
             return _build(known)
         if is_fresh:
@@ -143,12 +148,33 @@ def _salt(tenant: Tenant) -> str:
 
 def _store(tenant: Tenant, keys: dict[str, dict[str, Any]]) -> None:
     entry = signing.dumps({"at": time.time(), "keys": keys}, salt=_salt(tenant), compress=True)
-    cache.set(_name(tenant), entry, _KEPT)
+    with _despite_the_cache():
+        cache.set(_name(tenant), entry, _KEPT)
 
 
 def _cached(tenant: Tenant) -> dict[str, Any] | None:
+    sealed = None
+    with _despite_the_cache():
+        sealed = cache.get(_name(tenant))
     try:
-        entry = signing.loads(cache.get(_name(tenant), ""), salt=_salt(tenant), max_age=_KEPT)
+        entry = signing.loads(sealed, salt=_salt(tenant), max_age=_KEPT) if sealed else None
     except (signing.BadSignature, TypeError, AttributeError):
         return None
     return entry if isinstance(entry, dict) else None
+
+
+def _may_fetch_again(tenant: Tenant) -> bool:
+    with _despite_the_cache():
+        return cache.add(_cooldown_name(tenant), 1, _COOLDOWN)
+    return True
+
+
+@contextlib.contextmanager
+def _despite_the_cache() -> Iterator[None]:
+    """Go on without a cache that fails: keys are fetched more often then, and nobody stays out."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 - each cache server's client has errors of its own
+        logger.warning(
+            "The cache failed (%s); Bipsync's keys are not cached.", type(error).__name__
+        )

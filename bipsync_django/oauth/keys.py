@@ -5,13 +5,12 @@ endpoint is down and lets raw exceptions escape; ``PyJWKSet`` fails as a whole o
 So the document is ours to fetch, and PyJWT builds each key.
 """
 
-import contextlib
 import functools
 import json
 import logging
 import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import jwt
 from django.core import signing
@@ -24,6 +23,8 @@ from .transport import ExchangeFailed, exchange
 __all__ = ["signing_key"]
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _MAX_DOCUMENT = 256 * 1024
 _MAX_KEYS = 50
@@ -148,14 +149,11 @@ def _salt(tenant: Tenant) -> str:
 
 def _store(tenant: Tenant, keys: dict[str, dict[str, Any]]) -> None:
     entry = signing.dumps({"at": time.time(), "keys": keys}, salt=_salt(tenant), compress=True)
-    with _despite_the_cache():
-        cache.set(_name(tenant), entry, _KEPT)
+    _despite_errors(lambda: cache.set(_name(tenant), entry, _KEPT), None)
 
 
 def _cached(tenant: Tenant) -> dict[str, Any] | None:
-    sealed = None
-    with _despite_the_cache():
-        sealed = cache.get(_name(tenant))
+    sealed = _despite_errors(lambda: cache.get(_name(tenant)), None)
     try:
         entry = signing.loads(sealed, salt=_salt(tenant), max_age=_KEPT) if sealed else None
     except (signing.BadSignature, TypeError, AttributeError):
@@ -164,17 +162,15 @@ def _cached(tenant: Tenant) -> dict[str, Any] | None:
 
 
 def _may_fetch_again(tenant: Tenant) -> bool:
-    with _despite_the_cache():
-        return cache.add(_cooldown_name(tenant), 1, _COOLDOWN)
-    return True
+    return _despite_errors(lambda: cache.add(_cooldown_name(tenant), 1, _COOLDOWN), True)
 
 
-@contextlib.contextmanager
-def _despite_the_cache() -> Iterator[None]:
+def _despite_errors(ask_cache: Callable[[], T], otherwise: T) -> T:
     """Go on without a cache that fails: keys are fetched more often then, and nobody stays out."""
     try:
-        yield
+        return ask_cache()
     except Exception as error:  # noqa: BLE001 - each cache server's client has errors of its own
         logger.warning(
             "The cache failed (%s); Bipsync's keys are not cached.", type(error).__name__
         )
+        return otherwise

@@ -5,6 +5,7 @@ from urllib.parse import urlsplit
 
 import requests
 from django.contrib.auth.models import AbstractBaseUser, AnonymousUser
+from django.db.models import Model
 from requests.auth import AuthBase
 
 from . import lifecycle
@@ -30,11 +31,7 @@ def api_session(
     ``lifecycle.access_token`` raises, and ``ForeignHost``.
     """
     found = get_tenant(tenant)
-    token = None
-    if user.is_authenticated:
-        token = BipsyncToken.objects.filter(
-            tenant=found.slug, kind=BipsyncToken.Kind.PERSON, user_id=user.pk
-        ).first()
+    token = lifecycle.grant_of(user, found) if isinstance(user, Model) else None
     if token is None:
         raise SignInRequired("This person has not signed in with Bipsync.")
     return _ApiSession(found, token)

@@ -16,8 +16,9 @@ from django.utils.module_loading import import_string
 
 from . import conf
 from .backends import BipsyncBackend
+from .exceptions import ConfigurationError
 
-__all__ = ["check_claims", "check_settings", "check_site"]
+__all__ = ["check_claims", "check_secrets", "check_settings", "check_site"]
 
 
 @register
@@ -31,6 +32,24 @@ def check_settings(app_configs: Sequence[Any] | None, **kwargs: Any) -> list[Che
         )
         for problem in conf.problems()
     ]
+
+
+@register
+def check_secrets(app_configs: Sequence[Any] | None, **kwargs: Any) -> list[CheckMessage]:
+    """W002: the client secret cannot be read from where it is said to be."""
+    if conf.problems():
+        return []
+    try:
+        conf.get_tenant().client_secret  # noqa: B018
+    except ConfigurationError as error:
+        return [
+            checks.Warning(
+                str(error),
+                hint="Nobody can sign in until it can be read where the site runs.",
+                id="bipsync_django.W002",
+            )
+        ]
+    return []
 
 
 @register

@@ -9,6 +9,7 @@ __all__ = ["WORDS", "explain"]
 
 WORDS: Mapping[str, Promise] = {
     "answer_lost": _("The answer to an earlier refresh was lost; the person has to sign in again."),
+    "busy": _("This site was too busy to refresh; it tries again."),
     "connection_error": _("Bipsync could not be reached."),
     "configuration": _("This site's settings for Bipsync are not complete."),
     "disabled": _("Refreshing is switched off (REFRESH_ENABLED)."),

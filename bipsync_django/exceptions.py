@@ -135,7 +135,7 @@ class ForeignHost(BipsyncError):
 
 
 class SignInRefused(BipsyncError):
-    """A sign-in ends here; ``reason`` selects what the person is told (``flow.Reason``)."""
+    """A sign-in ends here; ``reason`` selects what the person is told (``failures.FAILURES``)."""
 
     def __init__(self, reason: str, message: str = "") -> None:
         super().__init__(message or reason)

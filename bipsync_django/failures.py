@@ -29,7 +29,7 @@ FAILURES: Mapping[str, Failure] = {
     "declined": Failure(
         403,
         _("You did not give permission"),
-        _("Bipsync was not allowed to sign you in here, so nothing has changed."),
+        _("You chose not to let this site sign you in with Bipsync, so nothing has changed."),
     ),
     "unknown_state": Failure(
         400,

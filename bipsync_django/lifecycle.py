@@ -11,7 +11,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 from django.contrib.auth.models import AbstractBaseUser
@@ -40,7 +40,15 @@ from .models import BipsyncToken, BipsyncTokenQuerySet, HourlyCount, TenantState
 from .oauth.claims import Claims, validate_access_token
 from .oauth.client import TokenPair, refresh_pair
 
-__all__ = ["access_token", "disconnect", "refresh", "refresh_if_due", "sign_in", "take_due"]
+__all__ = [
+    "access_token",
+    "disconnect",
+    "grant_of",
+    "refresh",
+    "refresh_if_due",
+    "sign_in",
+    "take_due",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +59,7 @@ RECENT = timedelta(seconds=30)
 HELD_BACK = timedelta(minutes=5)
 DEATHS_BEFORE_DOUBT = 5
 TAKEN_FOR = timedelta(minutes=10)
+MENDED_EARLIEST = timedelta(minutes=1)
 _POLL = 0.05
 _LONGEST_PAUSE = 3600.0
 
@@ -102,7 +111,19 @@ def refresh(token: BipsyncToken, *, force: bool = False) -> BipsyncToken:
     def is_due(row: BipsyncToken) -> bool:
         return force or _is_due(row, get_settings().refresh_ahead)
 
-    return _obtain(token.pk, token.generation, is_due, wait=True)
+    row = _obtain(token.pk, token.generation, is_due, wait=True)
+    if row.status != Status.ACTIVE:
+        raise SignInRequired("The connection to Bipsync has ended; sign in again.")
+    return row
+
+
+def grant_of(user: models.Model, tenant: Tenant) -> BipsyncToken | None:
+    """Return the person's grant at ``tenant``, or ``None``.
+
+    Of several Bipsync accounts it is an active one, and the one that signed in last.
+    """
+    rows = _rows().for_user(user).filter(tenant=tenant.slug).exclude(signed_in_at=None)
+    return max(rows, key=lambda row: (row.status == Status.ACTIVE, row.signed_in_at), default=None)
 
 
 def refresh_if_due(pk: int) -> bool:
@@ -117,7 +138,7 @@ def refresh_if_due(pk: int) -> bool:
     try:
         before = _read(pk)
         after = _obtain(pk, before.generation, is_due, wait=False)
-    except (RefreshUnavailable, SignInRequired):
+    except BipsyncError:
         return False
     return after.generation != before.generation
 
@@ -152,6 +173,7 @@ def sign_in(
         row = _lock(tenant, claims.subject)
         user = resolve_user(row.user)
         values = {
+            "refresh_token": None,
             **_pair_values(row, pair),
             "user": user,
             "client_id": tenant.client_id,
@@ -223,13 +245,17 @@ def _is_alive(row: BipsyncToken) -> bool:
     )
 
 
+def _is_refused(row: BipsyncToken) -> bool:
+    return row.last_error == "token_refused"
+
+
 def _hand_out(row: BipsyncToken) -> str:
     if not _may_be_used(row):
         raise SignInRequired("This person's account is not active.")
     if row.status != Status.ACTIVE and not _is_alive(row):
         raise SignInRequired("The connection to Bipsync has ended; sign in again.")
-    if row.validated_generation < row.generation:
-        _validate(row)
+    if row.validated_generation < row.generation and _validate(row) is None and _is_refused(row):
+        raise RefreshUnavailable("token_refused", "The token did not validate and is held back.")
     token = row.unseal("access_token")
     if token is None:
         raise SignInRequired("No token is stored; sign in again.")
@@ -283,8 +309,9 @@ def _claim_or_wait(
             return row
         _raise_if_held_back(row)
         claim = _claim(row)
-        if claim is not None:
-            return _carry_out(claim)
+        refreshed = _carry_out(claim) if claim is not None else None
+        if refreshed is not None:
+            return refreshed
         if not wait or time.monotonic() > give_up:
             raise RefreshUnavailable("busy", "Another process is refreshing this token.")
         time.sleep(_POLL)
@@ -335,10 +362,11 @@ def _claim(row: BipsyncToken) -> _Claim | None:
     return claim if taken else None
 
 
-def _carry_out(claim: _Claim) -> BipsyncToken:
+def _carry_out(claim: _Claim) -> BipsyncToken | None:
+    """Return the refreshed row, or ``None`` when the lease was lost before it could be used."""
     row = _read(claim.pk)
     if row.lease_id != claim.lease_id:
-        return row
+        return None
     tenant, refresh_token = _prepare(claim, row)
     try:
         if refresh_token is None:
@@ -376,12 +404,10 @@ def _prepare(claim: _Claim, row: BipsyncToken) -> tuple[Tenant, str | None]:
 
 def _release(claim: _Claim, error: BipsyncError) -> None:
     code = "secret_unreadable" if isinstance(error, SecretUnreadable) else "configuration"
-    _update(
-        claim.rows(),
-        lease_id=None,
-        lease_until=None,
-        last_error=getattr(error, "code", code),
-    )
+    code = getattr(error, "code", code)
+    # What an administrator has to mend will not be mended within a minute.
+    pause = None if code == "busy" else timezone.now() + MENDED_EARLIEST
+    _update(claim.rows(), lease_id=None, lease_until=None, last_error=code, next_attempt_at=pause)
 
 
 def _mark_dead(claim: _Claim, row: BipsyncToken, reason: str) -> None:
@@ -432,13 +458,21 @@ def _store(sent: BipsyncToken, pair: TokenPair) -> BipsyncToken:
     values = _pair_values(sent, pair)
     generation = sent.generation + 1
     rows = _rows().filter(pk=sent.pk, generation=sent.generation)
-    stored = durable.persist(
-        lambda: durable.update(rows, **values, generation=generation), _database()
-    )
+
+    def store(rows: BipsyncTokenQuerySet) -> int:
+        return durable.persist(
+            lambda: durable.update(rows, **values, generation=generation), _database()
+        )
+
+    # Whatever its status: the second update is for a row that another sender has found dead.
+    stored = store(rows.filter(status=Status.ACTIVE))
+    is_revived = not stored and bool(store(rows))
     row = _read(sent.pk)
-    if not stored and not _holds(row, pair):
+    if not stored and not is_revived and not _holds(row, pair):
         _record(row, Event.DISCARDED, generation=generation)
         return row
+    if is_revived:
+        _record(row, Event.REVIVED)
     _relieve(row.tenant)
     _count(row.tenant, "refreshed")
     return _after_refresh(row)
@@ -482,10 +516,12 @@ def _validate(row: BipsyncToken, *, from_provider: bool = False) -> Claims | Non
         raise SignInRequired("Bipsync handed out another person's token; sign in again.")
     row.scopes = _granted(claims, row.scope_set)
     row.validated_generation = row.generation
+    row.last_error = "" if _is_refused(row) else row.last_error
     _update(
         _rows().filter(pk=row.pk, generation=row.generation),
         validated_generation=row.generation,
         scopes=row.scopes,
+        last_error=row.last_error,
     )
     return claims
 
@@ -610,7 +646,7 @@ def _record(
 
 def _count(tenant: str, name: str) -> None:
     """Add one to this hour's counter; a figure is not worth an error to the caller."""
-    hour = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
+    hour = timezone.now().replace(minute=0, second=0, microsecond=0)
     counter = {"tenant": tenant, "hour": hour, "name": name}
     counts = HourlyCount.objects.using(_database())
     try:

@@ -70,7 +70,7 @@ class BipsyncToken(models.Model):
 
     created_at = models.DateTimeField(_("first connected"), default=timezone.now)
     signed_in_at = models.DateTimeField(_("last sign-in"), null=True)
-    obtained_at = models.DateTimeField(_("last refresh"), null=True)
+    obtained_at = models.DateTimeField(_("obtained"), null=True)
     access_expires_at = models.DateTimeField(_("expires"), null=True)
 
     generation = models.PositiveBigIntegerField(default=0)

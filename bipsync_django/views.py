@@ -11,7 +11,7 @@ from django.contrib.auth import views as auth_views
 from django.contrib.auth.decorators import login_not_required
 from django.contrib.auth.models import AbstractBaseUser
 from django.db import Error, connections, transaction
-from django.http import HttpRequest, HttpResponse, HttpResponseBase, HttpResponseRedirect
+from django.http import HttpRequest, HttpResponse, HttpResponseBase, HttpResponseRedirect, QueryDict
 from django.shortcuts import render, resolve_url
 from django.urls import reverse
 from django.utils.decorators import method_decorator
@@ -78,8 +78,9 @@ class _SignInView(View):
         # A site's own policy may give a reason of its own.
         failure = FAILURES.get(refused.reason) or FAILURES["not_allowed"]
         reference = f"{secrets.token_hex(2)}-{secrets.token_hex(2)}".upper()
+        is_for_administrators = failure.needs_administrator and failure.status >= 500
         logger.log(
-            logging.ERROR if failure.needs_administrator else logging.WARNING,
+            logging.ERROR if is_for_administrators else logging.WARNING,
             "Sign-in refused, reference %s: %s (%s)",
             reference,
             refused.reason,
@@ -140,6 +141,9 @@ class CallbackView(_SignInView):
         response = super().refuse(request, refused)
         if refused.reason not in {"unknown_state", "replayed_state"}:
             flow.end(request, response, request.GET.get("state", ""))
+        # Django reports answers of 500 and above to the site's admins, with the request in full.
+        request.GET = QueryDict()
+        request.META["QUERY_STRING"] = ""
         return response
 
     def next_url(self, request: HttpRequest) -> str:

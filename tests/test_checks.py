@@ -171,3 +171,10 @@ def test_with_an_encryption_key_django_starts(tmp_path: Path) -> None:
     for line in (f"FIELD_ENCRYPTION_KEY = {key!r}", f"FIELD_ENCRYPTION_KEY = [{key!r}]"):
         process = start(tmp_path, line)
         assert process.returncode == 0, process.stderr
+
+
+def test_a_client_secret_that_cannot_be_read_is_a_warning(settings: Any) -> None:
+    settings.BIPSYNC = {**settings.BIPSYNC, "CLIENT_SECRET": "env:THERE_IS_NO_SUCH_VARIABLE"}
+    (warning,) = found()
+    assert (warning.id, warning.level) == ("bipsync_django.W002", checks.WARNING)
+    assert "THERE_IS_NO_SUCH_VARIABLE" in warning.msg

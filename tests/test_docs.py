@@ -251,6 +251,7 @@ def test_the_settings_of_the_installation_are_enough(
     from django.core import checks
 
     monkeypatch.setenv("FIELD_ENCRYPTION_KEY", settings.FIELD_ENCRYPTION_KEY)
+    monkeypatch.setenv("BIPSYNC_CLIENT_SECRET", "from the environment")
     installed = run(block("installing.md", "INSTALLED_APPS +="), INSTALLED_APPS=["mine"])
     assert installed["INSTALLED_APPS"] == ["mine", "bipsync_django"]
     module = ModuleType("documented_urls")

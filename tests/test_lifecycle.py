@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from django.contrib.auth.models import User
+from django.core.cache import cache
 from django.db import OperationalError, connections, transaction
 from django.db.models import F
 from django.utils import timezone
@@ -286,7 +287,7 @@ def test_an_owner_whose_lease_was_taken_over_still_stores_the_live_pair(
     stored = lifecycle._store(expired, issued)
     assert stored.generation == 2
     assert bipsync.is_alive(refresh_token_of(token))
-    assert lifecycle._carry_out(other).generation == 2
+    assert lifecycle._carry_out(other) is None
     assert bipsync.is_alive(refresh_token_of(token))
 
 
@@ -303,6 +304,7 @@ def test_a_late_answer_revives_a_row_that_a_second_sender_found_dead(
     dead = reload(token)
     assert (dead.status, dead.last_error) == (Status.NEEDS_SIGN_IN, "answer_lost")
     assert lifecycle._store(expired, issued).status == Status.ACTIVE
+    assert events(token)[-1] == ("revived", "")
     assert bipsync.is_access_token_alive(lifecycle.access_token(token))
 
 
@@ -539,6 +541,25 @@ def test_an_unreadable_refresh_token_is_not_sent_and_not_overwritten(
     assert bipsync.calls["token"] == 0
 
 
+def test_what_only_an_administrator_can_mend_is_tried_once_a_minute(
+    token: BipsyncToken, bipsync: SimulatedBipsync
+) -> None:
+    BipsyncToken.objects.update(client_id="the-old-portal")
+    with pytest.raises(RefreshUnavailable):
+        lifecycle.access_token(expire(token))
+    with pytest.raises(RefreshUnavailable, match=r"other_application\); the next try"):
+        lifecycle.access_token(token)
+
+
+def test_background_work_leaves_an_unreadable_row_to_the_administrator(
+    token: BipsyncToken, bipsync: SimulatedBipsync
+) -> None:
+    BipsyncToken.objects.update(refresh_token=token.access_token)
+    expire(token)
+    assert lifecycle.refresh_if_due(token.pk) is False
+    assert reload(token).last_error == "secret_unreadable"
+
+
 def test_a_grant_without_a_refresh_token_needs_sign_in_when_it_expires(
     token: BipsyncToken, bipsync: SimulatedBipsync
 ) -> None:
@@ -598,9 +619,26 @@ def test_a_token_that_does_not_validate_is_held_back_and_not_thrown_away(
     assert (row.status, row.last_error) == (Status.ACTIVE, "token_refused")
     assert bipsync.is_alive(refresh_token_of(token))
     assert [e for e in events(token) if e[0] == "quarantined"] == [("quarantined", "token_refused")]
+    bipsync.fail("jwks", Html(500), times=None)
+    cache.clear()
+    with pytest.raises(RefreshUnavailable, match=r"held back"):
+        lifecycle.access_token(token)
+    bipsync.clear_failures()
     _forget_waiting()
-    TenantState.objects.update(breaker_until=None)
     assert bipsync.is_access_token_alive(lifecycle.access_token(expire(token)))
+
+
+def test_a_token_that_was_refused_by_mistake_is_good_again_once_it_validates(
+    token: BipsyncToken, bipsync: SimulatedBipsync, settings: Any
+) -> None:
+    right = settings.BIPSYNC
+    settings.BIPSYNC = {**right, "AUDIENCE": "a-typo"}
+    with pytest.raises(RefreshUnavailable):
+        lifecycle.access_token(expire(token))
+    assert reload(token).last_error == "token_refused"
+    settings.BIPSYNC = right
+    assert bipsync.is_access_token_alive(lifecycle.access_token(token))
+    assert reload(token).last_error == ""
 
 
 def test_another_persons_token_ends_the_grant_and_is_erased(
@@ -759,6 +797,58 @@ def test_subjects_that_differ_in_case_are_two_people(
         assert token.user == upper
 
 
+def test_a_sign_in_without_a_refresh_token_does_not_keep_the_earlier_grants(
+    token: BipsyncToken, bipsync: SimulatedBipsync
+) -> None:
+    issued = bipsync.issue_pair()
+    tenant = get_tenant()
+    lifecycle.sign_in(
+        tenant,
+        validate_access_token(issued.access_token, tenant, from_provider=True),
+        TokenPair(issued.access_token, None, issued.expires_in),
+        scopes=tenant.scopes,
+        resolve_user=lambda known: known or User(),
+    )
+    assert reload(token).refresh_token is None
+
+
+def test_of_several_accounts_the_active_one_that_signed_in_last_is_used(
+    token: BipsyncToken, bipsync: SimulatedBipsync
+) -> None:
+    assert token.user is not None
+    second, third = (
+        connect(bipsync, user=token.user, person=person) for person in list(bipsync.users)[1:3]
+    )
+    assert lifecycle.grant_of(token.user, get_tenant()) == third
+    lifecycle.disconnect(third)
+    assert lifecycle.grant_of(token.user, get_tenant()) == second
+    assert lifecycle.grant_of(User.objects.create_user("nobody"), get_tenant()) is None
+
+
+def test_a_refresh_of_a_disconnected_grant_says_so(
+    token: BipsyncToken, bipsync: SimulatedBipsync
+) -> None:
+    lifecycle.disconnect(token)
+    with pytest.raises(SignInRequired):
+        lifecycle.refresh(token, force=True)
+
+
+def test_a_lease_that_is_lost_before_it_is_used_is_asked_for_again(
+    token: BipsyncToken, bipsync: SimulatedBipsync, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claim, lost = lifecycle._claim, iter([True])
+
+    def loses_the_first(row: BipsyncToken) -> Any:
+        won = claim(row)
+        if next(lost, False):
+            BipsyncToken.objects.update(lease_id=None, lease_until=None)
+        return won
+
+    monkeypatch.setattr(lifecycle, "_claim", loses_the_first)
+    assert bipsync.is_access_token_alive(lifecycle.access_token(expire(token)))
+    assert bipsync.calls["refresh"] == 1
+
+
 def test_a_disconnect_erases_the_pair_and_is_told_once(
     token: BipsyncToken, heard: list[Any]
 ) -> None:
@@ -815,8 +905,6 @@ def _forget_waiting() -> None:
 
 
 def _forget_key_cooldown() -> None:
-    from django.core.cache import cache
-
     cache.delete("bipsync_django.keys.cooldown.acme")
 
 

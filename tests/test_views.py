@@ -17,6 +17,7 @@ from django.contrib.auth.models import User
 from django.contrib.auth.signals import user_logged_in
 from django.db import connection, connections
 from django.test import RequestFactory
+from django.utils.log import AdminEmailHandler
 from hypothesis import HealthCheck, given, settings, strategies
 
 from bipsync_django import flow, views
@@ -482,7 +483,8 @@ def test_a_failure_is_an_honest_page_with_a_way_on(
     logged = [r for r in caplog.records if reference[1] in r.getMessage()]
     assert [record.name for record in logged] == ["bipsync_django.views"]
     assert reason in logged[0].getMessage()
-    assert (logged[0].levelno == logging.ERROR) is failure.needs_administrator
+    concerns_everybody = reason in {"misconfigured", "token_refused"}
+    assert (logged[0].levelno == logging.ERROR) is concerns_everybody
 
     assert "no-store" in response["Cache-Control"]
     assert "private" in response["Cache-Control"]
@@ -548,6 +550,28 @@ def test_the_providers_words_in_the_callback_are_never_shown(
     ours = [r.getMessage() for r in caplog.records if r.name.startswith("bipsync_django")]
     assert len(ours) == 4
     assert not [message for message in ours if "canary" in message or "evil" in message]
+
+
+def test_the_mail_about_a_failure_holds_no_code(scene: Scene, mailoutbox: list[Any]) -> None:
+    scene.settings.ADMINS = [("Admin", "admin@example.org")]
+    scene.bipsync.fail("token", Html(500))
+    handler = AdminEmailHandler(include_html=True)
+    logger = logging.getLogger("django.request")
+    logger.addHandler(handler)
+    try:
+        callback = scene.bipsync.approve(scene.begin())
+        assert scene.browser.open(callback).status_code == 503
+    finally:
+        logger.removeHandler(handler)
+    query = parse_qs(urlsplit(callback).query)
+    parts = [mail.body for mail in mailoutbox]
+    parts += [str(content) for mail in mailoutbox for content, _ in mail.alternatives]
+    assert len(parts) > 1
+    for part in parts:
+        assert CALLBACK in part
+        assert query["code"][0] not in part
+        assert query["state"][0] not in part
+        assert "portal-secret" not in part
 
 
 @pytest.mark.parametrize("status", [200, 400, 401, 403, 404, 500])

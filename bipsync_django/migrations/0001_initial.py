@@ -99,7 +99,7 @@ class Migration(migrations.Migration):
                     ),
                 ),
                 ("signed_in_at", models.DateTimeField(null=True, verbose_name="last sign-in")),
-                ("obtained_at", models.DateTimeField(null=True, verbose_name="last refresh")),
+                ("obtained_at", models.DateTimeField(null=True, verbose_name="obtained")),
                 ("access_expires_at", models.DateTimeField(null=True, verbose_name="expires")),
                 ("generation", models.PositiveBigIntegerField(default=0)),
                 ("validated_generation", models.PositiveBigIntegerField(default=0)),

@@ -6,6 +6,7 @@ Name the module in the site's top ``conftest.py``::
 
 and sign somebody in::
 
+    @pytest.mark.django_db
     def test_staff_see_the_dashboard(client, bipsync_sign_in):
         bipsync_sign_in(client)
         assert client.get("/dashboard/").status_code == 200
@@ -64,6 +65,10 @@ def bipsync_sign_in(bipsync: SimulatedBipsync) -> Callable[..., Any]:
         if response.status_code != 302:
             raise AssertionError(f"The sign-in view answered {response.status_code}, not 302.")
         callback = urlsplit(bipsync.approve(response["Location"], user=user))
-        return client.get(f"{callback.path}?{callback.query}", secure=True)
+        response = client.get(f"{callback.path}?{callback.query}", secure=True)
+        if "Refresh" in response:
+            # With SESSION_COOKIE_SAMESITE = "Strict" a page asks the browser to come again.
+            response = client.get(response["Refresh"].partition("url=")[2], secure=True)
+        return response
 
     return sign_in

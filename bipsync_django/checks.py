@@ -9,16 +9,19 @@ from typing import Any
 from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.core import checks
-from django.core.checks import CheckMessage, Error, register
+from django.core.checks import CheckMessage, Error, Tags, register
 from django.core.exceptions import FieldDoesNotExist
+from django.db import DatabaseError
 from django.urls import NoReverseMatch, reverse
 from django.utils.module_loading import import_string
 
 from . import conf
 from .backends import BipsyncBackend
-from .exceptions import ConfigurationError
+from .durable import database
+from .exceptions import ConfigurationError, OtherDeployment
+from .models import TenantState
 
-__all__ = ["check_claims", "check_secrets", "check_settings", "check_site"]
+__all__ = ["check_claims", "check_deployment", "check_secrets", "check_settings", "check_site"]
 
 
 @register
@@ -110,3 +113,28 @@ def check_site(app_configs: Sequence[Any] | None, **kwargs: Any) -> list[CheckMe
             )
         )
     return messages
+
+
+@register(Tags.database)
+def check_deployment(
+    app_configs: Sequence[Any] | None, databases: Sequence[str] | None = None, **kwargs: Any
+) -> list[CheckMessage]:
+    """W003: the grants in the database are another deployment's.
+
+    Django runs it with ``migrate``, and with ``check --database``.
+    """
+    if conf.problems() or database() not in (databases or []):
+        return []
+    ours = conf.get_settings().deployment
+    try:
+        states = list(TenantState.objects.using(database()).exclude(deployment__in=["", ours]))
+    except DatabaseError:  # not migrated yet
+        return []
+    return [
+        checks.Warning(
+            f"{state.tenant}: {OtherDeployment(state.deployment, ours)}",
+            hint='docs/tokens.md says more under "Backups and copies".',
+            id="bipsync_django.W003",
+        )
+        for state in states
+    ]

@@ -73,7 +73,11 @@ class Settings:
     tenants: Mapping[str, Tenant]
     create_users: bool
     refresh_enabled: bool
-    refresh_ahead: float
+    refresh_ahead: float | None
+    keep_alive: float | None
+    deployment: str
+    session_check_interval: float
+    keep_events: float
 
 
 @dataclass(frozen=True)
@@ -154,6 +158,8 @@ def is_secure_url(url: str, *, allow_insecure_loopback: bool) -> bool:
 # --- one row for each key: what a right value looks like
 
 _SLUG = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+_DAY = 86_400
+_LONGEST_DEPLOYMENT = 64
 _SCOPE = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+")  # scope-token, RFC 6749 section 3.3
 
 
@@ -168,6 +174,11 @@ def _is_number(low: float, high: float) -> Callable[[object], bool]:
         )
 
     return check
+
+
+def _is_number_or_none(low: float, high: float) -> Callable[[object], bool]:
+    is_number = _is_number(low, high)
+    return lambda value: value is None or is_number(value)
 
 
 def _is_bool(value: object) -> bool:
@@ -252,7 +263,21 @@ _KEYS: Mapping[str, _Key] = {
     ),
     "CREATE_USERS": _Key(_is_bool, "True or False"),
     "REFRESH_ENABLED": _Key(_is_bool, "True or False"),
-    "REFRESH_AHEAD": _Key(_is_number(0, 86_400), "seconds, 0 to 86400"),
+    "REFRESH_AHEAD": _Key(
+        _is_number_or_none(0, _DAY), "seconds, 0 to 86400, or None to refresh on demand only"
+    ),
+    "KEEP_ALIVE": _Key(
+        _is_number_or_none(3600, 90 * _DAY),
+        "seconds, 3600 (an hour) to 7776000 (90 days), or None to let unused grants run out",
+    ),
+    "DEPLOYMENT": _Key(
+        lambda value: _is_text(value) and len(str(value)) <= _LONGEST_DEPLOYMENT,
+        'a name for this deployment, of at most 64 characters, for example "production"',
+    ),
+    "SESSION_CHECK_INTERVAL": _Key(_is_number(0, _DAY), "seconds, 0 to 86400"),
+    "KEEP_EVENTS": _Key(
+        _is_number(7 * _DAY, 3660 * _DAY), "seconds, 604800 (7 days) to 316224000 (10 years)"
+    ),
 }
 
 
@@ -302,8 +327,16 @@ def _load() -> Settings:
         tenants={tenant.slug: tenant},
         create_users=raw.get("CREATE_USERS", True),
         refresh_enabled=raw.get("REFRESH_ENABLED", True),
-        refresh_ahead=float(raw.get("REFRESH_AHEAD", 600)),
+        refresh_ahead=_seconds(raw.get("REFRESH_AHEAD", 600)),
+        keep_alive=_seconds(raw.get("KEEP_ALIVE", 7 * _DAY)),
+        deployment=raw.get("DEPLOYMENT", "").strip(),
+        session_check_interval=float(raw.get("SESSION_CHECK_INTERVAL", 60)),
+        keep_events=float(raw.get("KEEP_EVENTS", 365 * _DAY)),
     )
+
+
+def _seconds(value: float | None) -> float | None:
+    return None if value is None else float(value)
 
 
 def _tenant(raw: Mapping[str, Any]) -> Tenant:

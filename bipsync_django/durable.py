@@ -5,25 +5,49 @@ connection where it commits at once. Nothing here sets session state on a connec
 hands connections around), and no lock is held while anything but the database is waited for.
 """
 
+import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from django.db import Error, OperationalError, connections, models, transaction
+from django.db import Error, OperationalError, connections, models, router, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models.functions import Now
 from django.db.models.sql.compiler import SQLCompiler
 
-from .exceptions import RefreshInsideTransaction
+from .exceptions import RefreshInsideTransaction, RefreshUnavailable
+from .models import BipsyncToken
 
-__all__ = ["DatabaseNow", "outside_transaction", "persist", "update"]
+__all__ = [
+    "DatabaseNow",
+    "database",
+    "hold_signals",
+    "outside_transaction",
+    "persist",
+    "skip_locked",
+    "update",
+]
 
 T = TypeVar("T")
 
 LOCK_TIMEOUT = 2.0
 _LOCK_POLL = 0.05
 _MYSQL_LOCKED = {1205, 3572}  # MariaDB's and MySQL's answers to NOWAIT
+
+
+# What ends a process or a task politely: by default, or by a handler that raises an exception.
+_HELD = [
+    getattr(signal, name)
+    for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGABRT", "SIGALRM", "SIGUSR1")
+    if hasattr(signal, name)
+]
+
+
+def database() -> str:
+    """Return the alias of the database that token rows are read from and written to."""
+    return router.db_for_write(BipsyncToken)
 
 
 class DatabaseNow(Now):
@@ -44,8 +68,8 @@ def outside_transaction(work: Callable[[], T], using: str) -> T:
     the transactions of a ``TestCase`` it is the caller's connection again, because the data of
     the test can be seen from nowhere else.
 
-    Raises ``RefreshInsideTransaction`` on SQLite inside a transaction, before ``work`` begins,
-    and whatever ``work`` raises.
+    Raises ``RefreshInsideTransaction`` on SQLite inside a transaction, ``RefreshUnavailable`` when
+    no second connection is to be had, both before ``work`` begins; and whatever ``work`` raises.
     """
     connection = connections[using]
     if _is_autocommit(connection) or _is_testcase_only(connection):
@@ -53,6 +77,40 @@ def outside_transaction(work: Callable[[], T], using: str) -> T:
     if connection.vendor == "sqlite":
         raise RefreshInsideTransaction
     return _on_own_connection(work, using)
+
+
+@contextmanager
+def hold_signals() -> Iterator[None]:
+    """Put off what would interrupt this block, until its end.
+
+    Between Bipsync's answer and the commit nothing may come in between: no SIGTERM of a deploy,
+    no soft time limit of Celery's, no timeout by alarm. Only the main thread is interrupted by
+    signals, so nothing happens in other threads. SIGKILL cannot be held.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    arrived: list[int] = []
+    handlers = {number: signal.getsignal(number) for number in _HELD}
+    try:
+        for number, handler in handlers.items():
+            # None is a handler that was not set from Python, and cannot be put back.
+            if handler not in (None, signal.SIG_IGN):
+                signal.signal(number, lambda number, frame: arrived.append(number))
+        yield
+    finally:
+        for number, handler in handlers.items():
+            if handler not in (None, signal.SIG_IGN):
+                signal.signal(number, handler)
+        for number in dict.fromkeys(arrived):
+            signal.raise_signal(number)
+
+
+def skip_locked(rows: models.QuerySet[Any]) -> models.QuerySet[Any]:
+    """Lock ``rows``, leaving out those that somebody else has locked, where that is possible."""
+    if connections[rows.db].features.has_select_for_update_skip_locked:
+        return rows.select_for_update(skip_locked=True)
+    return rows.select_for_update()
 
 
 def update(rows: models.QuerySet[Any], **values: Any) -> int:
@@ -104,7 +162,7 @@ def _on_own_connection(work: Callable[[], T], using: str) -> T:
         connection = connections[using]
         try:
             _use_read_committed(connection)
-            connection.ensure_connection()
+            _open(connection)
             results.append(work())
         except BaseException as error:  # noqa: BLE001 - raised again in the caller's thread
             errors.append(error)
@@ -112,11 +170,23 @@ def _on_own_connection(work: Callable[[], T], using: str) -> T:
             connection.close()
 
     thread = threading.Thread(target=run, name="bipsync-durable")
-    thread.start()
-    thread.join()
+    with hold_signals():
+        thread.start()
+        thread.join()
     if errors:
         raise errors[0]
     return results[0]
+
+
+def _open(connection: BaseDatabaseWrapper) -> None:
+    try:
+        connection.ensure_connection()
+    except Error as error:
+        raise RefreshUnavailable(
+            "busy",
+            "A refresh inside a transaction needs a second database connection, and there is none "
+            "to be had. Allow for more connections, or call Bipsync outside of transactions.",
+        ) from error
 
 
 def _use_read_committed(connection: BaseDatabaseWrapper) -> None:

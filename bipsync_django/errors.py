@@ -21,6 +21,8 @@ WORDS: Mapping[str, Promise] = {
     "invalid_scope": _("Bipsync refused the scopes."),
     "many_dead": _("Many permissions ended in a row; check CLIENT, CLIENT_ID and the URLs."),
     "no_refresh_token": _("Bipsync handed out no means to refresh; the person has to sign in."),
+    "other_deployment": _("These permissions are in use by another deployment of this site."),
+    "outage": _("Bipsync failed many times in a row; calls are held back for a short while."),
     "other_application": _("The permission was given to another client id than today's."),
     "other_subject": _("Bipsync answered with another person's token; it was thrown away."),
     "rate_limited": _("Bipsync asks to slow down."),

@@ -4,14 +4,19 @@ Nothing in these exceptions is secret: neither messages nor attributes hold toke
 secrets or text that the provider sent.
 """
 
+from datetime import datetime
+
 from django.core.exceptions import ImproperlyConfigured
 
 __all__ = [
+    "AddressRefused",
     "BipsyncError",
     "ConfigurationError",
     "ForeignHost",
     "GrantDead",
     "KeysUnavailable",
+    "MissingScope",
+    "OtherDeployment",
     "ProviderMisconfigured",
     "RefreshInsideTransaction",
     "RefreshUnavailable",
@@ -21,6 +26,7 @@ __all__ = [
     "SignInRequired",
     "TokenEndpointError",
     "TokenRefused",
+    "Unauthorized",
 ]
 
 
@@ -95,12 +101,14 @@ class SignInRequired(BipsyncError):
 class RefreshUnavailable(BipsyncError):
     """A refresh is needed and cannot be had at this moment; the grant is kept. Try again later.
 
-    ``code`` says why, as ``BipsyncToken.last_error`` does.
+    ``code`` says why, as ``BipsyncToken.last_error`` does. ``until`` is when another try makes
+    sense (an aware datetime), or ``None`` where that is not known.
     """
 
-    def __init__(self, code: str, message: str) -> None:
+    def __init__(self, code: str, message: str, *, until: datetime | None = None) -> None:
         super().__init__(message)
         self.code = code
+        self.until = until
 
 
 class RefreshInsideTransaction(RefreshUnavailable):
@@ -119,6 +127,21 @@ class RefreshInsideTransaction(RefreshUnavailable):
         )
 
 
+class OtherDeployment(RefreshUnavailable, ConfigurationError):
+    """The grants are in use somewhere else, and each refresh here would end one there.
+
+    ``manage.py bipsync_deployment`` says whose they are, and makes them this deployment's.
+    """
+
+    def __init__(self, theirs: str, ours: str) -> None:
+        super().__init__(
+            "other_deployment",
+            f"The grants in this database are those of the deployment {theirs!r}, and "
+            f"BIPSYNC['DEPLOYMENT'] here is {ours!r}. Nothing is sent to Bipsync, because a "
+            "refresh here would end the grant there. Run: manage.py bipsync_deployment",
+        )
+
+
 class SecretUnreadable(BipsyncError):
     """A stored secret cannot be decrypted, or was moved here from another row or column.
 
@@ -129,6 +152,30 @@ class SecretUnreadable(BipsyncError):
 
 class ForeignHost(BipsyncError):
     """A URL that is not on the tenant's API host over https: no token goes there."""
+
+
+# --- what the API's answers mean
+
+
+class Unauthorized(BipsyncError):
+    """The API answered 401, and the request could not be repeated because its body cannot be.
+
+    The token has been replaced meanwhile, and Bipsync did nothing: make the call again.
+    """
+
+
+class MissingScope(Unauthorized):
+    """The API answered 401 to a fresh token: the grant lacks a scope that this call needs.
+
+    Ask the person for it (``@bipsync_token_required(scopes=[…])``).
+    """
+
+
+class AddressRefused(BipsyncError):
+    """The API answered 403: this server's address is not on the client's IP allow-list.
+
+    Neither the person nor another try can help: have the address added at Bipsync.
+    """
 
 
 # --- signing in

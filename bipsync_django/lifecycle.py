@@ -6,23 +6,24 @@ guarded by the generation that was sent and never by the lease: an owner whose l
 Bipsync was slow still holds the only live pair.
 """
 
-import logging
+import enum
 import time
 import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from django.contrib.auth.models import AbstractBaseUser
-from django.db import Error, OperationalError, connections, models, router, transaction
-from django.db.models import Case, F, Q, When
+from django.db import OperationalError, connections, models, transaction
+from django.db.models import Case, F, OuterRef, Q, Subquery, When
 from django.dispatch import Signal
 from django.utils import timezone
 
-from . import durable, signals
+from . import breaker, durable, policy, signals
 from .conf import Tenant, get_settings, get_tenant
-from .durable import DatabaseNow
+from .durable import DatabaseNow, database
+from .events import count, record
 from .exceptions import (
     BipsyncError,
     GrantDead,
@@ -36,35 +37,45 @@ from .exceptions import (
     TokenEndpointError,
     TokenRefused,
 )
-from .models import BipsyncToken, BipsyncTokenQuerySet, HourlyCount, TenantState, TokenEvent
+from .models import BipsyncToken, BipsyncTokenQuerySet, TenantState, TokenEvent
 from .oauth.claims import Claims, validate_access_token
 from .oauth.client import TokenPair, refresh_pair
 
 __all__ = [
+    "Outcome",
     "access_token",
     "disconnect",
+    "end_sessions",
     "grant_of",
     "refresh",
     "refresh_if_due",
+    "replace_refused",
     "sign_in",
     "take_due",
 ]
 
-logger = logging.getLogger(__name__)
-
 LEASE = timedelta(seconds=30)
 SEND_WITHIN = 5.0
 WAIT_FOR_WINNER = 12.0
-RECENT = timedelta(seconds=30)
-HELD_BACK = timedelta(minutes=5)
-DEATHS_BEFORE_DOUBT = 5
 TAKEN_FOR = timedelta(minutes=10)
 MENDED_EARLIEST = timedelta(minutes=1)
+REFUSED_EARLIEST = timedelta(minutes=10)
+# Rows of inactive people come up again at long intervals, or they would be looked at every time.
+_IDLE_FOR = timedelta(days=1)
 _POLL = 0.05
-_LONGEST_PAUSE = 3600.0
 
 Status = BipsyncToken.Status
 Event = TokenEvent.Name
+
+
+class Outcome(enum.Enum):
+    """What became of a refresh in the background."""
+
+    REFRESHED = "refreshed"
+    NOT_DUE = "not due"
+    HELD_BACK = "held back"
+    FAILED = "failed"
+    NEEDS_SIGN_IN = "needs sign-in"
 
 
 # --- front doors
@@ -86,35 +97,52 @@ def access_token(token: BipsyncToken, *, min_validity: float = 60) -> str:
     """
 
     def is_due(row: BipsyncToken) -> bool:
-        return _is_due(row, min_validity)
+        return policy.is_due(row, min_validity)
 
     row = _read(token.pk)
     if row.status == Status.ACTIVE and _may_be_used(row) and is_due(row):
         try:
-            row = _obtain(row.pk, row.generation, is_due, wait=True)
+            row = _obtain(row, row.generation, is_due, wait=True)
         except (RefreshUnavailable, SignInRequired):
-            row = _read(token.pk)
+            row = _read_beside(token.pk)
             if not _is_alive(row):
                 raise
     return _hand_out(row)
 
 
 def refresh(token: BipsyncToken, *, force: bool = False) -> BipsyncToken:
-    """Refresh the grant if that is due by ``REFRESH_AHEAD``, or with ``force`` in any case.
+    """Refresh the grant if that is due in the background, or with ``force`` in any case.
 
     A pair that is newer than ``token``, or younger than 30 seconds, is not refreshed again even
-    then. Returns the row as it is now.
+    then. Returns the row as it is now. A refresh kills the access token that is in use.
 
     Raises as ``access_token`` does.
     """
 
     def is_due(row: BipsyncToken) -> bool:
-        return force or _is_due(row, get_settings().refresh_ahead)
+        return force or policy.is_due_in_background(row)
 
-    row = _obtain(token.pk, token.generation, is_due, wait=True)
-    if row.status != Status.ACTIVE:
-        raise SignInRequired("The connection to Bipsync has ended; sign in again.")
+    row = _obtain(_read(token.pk), token.generation, is_due, wait=True)
+    _raise_if_ended(row)
     return row
+
+
+def replace_refused(token: BipsyncToken, refused: str) -> str | None:
+    """Return another access token than ``refused``, which Bipsync's API has answered with 401.
+
+    A row that holds another one by now gives that. Otherwise its pair is refreshed, once. Returns
+    ``None`` when ``refused`` is less than ten minutes old: a 401 is also how Bipsync says that a
+    scope is missing, and no refresh mends that.
+
+    Raises as ``access_token`` does.
+    """
+    row = _read_beside(token.pk)
+    if row.unseal("access_token") != refused:
+        return _hand_out(row)
+    _raise_if_ended(row)
+    if row.obtained_at is not None and timezone.now() < row.obtained_at + REFUSED_EARLIEST:
+        return None
+    return _hand_out(_obtain(row, row.generation, lambda row: True, wait=True))
 
 
 def grant_of(user: models.Model, tenant: Tenant) -> BipsyncToken | None:
@@ -126,32 +154,45 @@ def grant_of(user: models.Model, tenant: Tenant) -> BipsyncToken | None:
     return max(rows, key=lambda row: (row.status == Status.ACTIVE, row.signed_in_at), default=None)
 
 
-def refresh_if_due(pk: int) -> bool:
+def refresh_if_due(pk: int) -> Outcome:
     """Refresh the row ``pk`` in the background, without waiting for anyone else who does.
 
-    Returns whether this call refreshed it. What went wrong is on the row, not raised.
+    What went wrong is on the row, not raised.
     """
-
-    def is_due(row: BipsyncToken) -> bool:
-        return _is_due(row, get_settings().refresh_ahead)
-
+    before = _find(pk)
+    if before is None or before.status != Status.ACTIVE or not _may_be_used(before):
+        return Outcome.NOT_DUE
+    if not policy.is_due_in_background(before):
+        _schedule(before)
+        return Outcome.NOT_DUE
     try:
-        before = _read(pk)
-        after = _obtain(pk, before.generation, is_due, wait=False)
+        after = _obtain(before, before.generation, policy.is_due_in_background, wait=False)
+    except SignInRequired:
+        return Outcome.NEEDS_SIGN_IN
+    except RefreshUnavailable as error:
+        if error.until is not None:
+            _put_back(before, error.until)
+        return Outcome.HELD_BACK if error.until or error.code == "busy" else Outcome.FAILED
     except BipsyncError:
-        return False
-    return after.generation != before.generation
+        return Outcome.FAILED
+    return Outcome.NOT_DUE if after.generation == before.generation else Outcome.REFRESHED
 
 
 def take_due(limit: int) -> list[int]:
     """Return the ids of up to ``limit`` rows that are due, and not again for ten minutes.
 
-    Taking a row only moves ``next_refresh_at``: a lost message costs ten minutes, never a grant.
+    An empty list means that nothing is due, or that nothing may be refreshed. Taking a row only
+    moves ``next_refresh_at``: a lost message costs ten minutes, never a grant.
     """
-    now = timezone.now()
-    due = list(_rows().due(now).values_list("pk", flat=True)[:limit])
-    _rows().filter(pk__in=due, next_refresh_at__lte=now).update(next_refresh_at=now + TAKEN_FOR)
-    return due
+    while get_settings().refresh_enabled:
+        pks = _set_aside(limit)
+        usable = list(_rows().active().filter(pk__in=pks).values_list("pk", flat=True))
+        if len(usable) < len(pks):
+            idle = _rows().filter(pk__in=set(pks) - set(usable), status=Status.ACTIVE)
+            idle.update(next_refresh_at=timezone.now() + _IDLE_FOR)
+        if usable or not pks:
+            return usable
+    return []
 
 
 def sign_in(
@@ -168,8 +209,11 @@ def sign_in(
     ``resolve_user`` is given the user that this Bipsync account belongs to, or ``None``, and
     returns the user to sign in; it runs while the row is locked, so that two first sign-ins of
     one person at the same moment make one user. What it raises leaves nothing stored.
+
+    Raises ``OtherDeployment`` when the rows are those of another deployment.
     """
-    with transaction.atomic(using=_database()):
+    breaker.claim_deployment(tenant.slug)
+    with transaction.atomic(using=database()):
         row = _lock(tenant, claims.subject)
         user = resolve_user(row.user)
         values = {
@@ -184,10 +228,10 @@ def sign_in(
         }
         for name, value in values.items():
             setattr(row, name, value)
-        row.save(using=_database(), update_fields=values)
-        _record(row, Event.SIGNED_IN, actor=user)
-    _relieve(tenant.slug)
-    _count(tenant.slug, "signed_in")
+        row.save(using=database(), update_fields=values)
+        record(row, Event.SIGNED_IN, actor=user)
+    breaker.note_success(tenant.slug)
+    count(tenant.slug, "signed_in")
     _send(signals.signed_in, row, claims=claims)
     return row
 
@@ -214,21 +258,21 @@ def disconnect(token: BipsyncToken, *, actor: AbstractBaseUser | None = None) ->
     )
     if changed:
         row = _read(token.pk)
-        _record(row, Event.DISCONNECTED, actor=actor)
+        record(row, Event.DISCONNECTED, actor=actor)
         _send(signals.disconnected, row)
 
 
+def end_sessions(token: BipsyncToken, *, actor: AbstractBaseUser | None = None) -> None:
+    """End the sessions that came from this grant; the grant itself stays.
+
+    ``BipsyncSessionMiddleware`` sees to it, within ``SESSION_CHECK_INTERVAL``. ``actor`` is who
+    asked for it.
+    """
+    if _rows().filter(pk=token.pk).update(sessions_valid_after=timezone.now()):
+        record(_read(token.pk), Event.SESSIONS_ENDED, actor=actor)
+
+
 # --- what a row says
-
-
-def _is_due(row: BipsyncToken, ahead: float) -> bool:
-    if row.access_expires_at is None or row.obtained_at is None:
-        return True
-    now = timezone.now()
-    lifetime = row.access_expires_at - row.obtained_at
-    ahead_of_expiry = min(timedelta(seconds=ahead), lifetime / 4)
-    is_recent = timedelta(0) <= now - row.obtained_at < RECENT
-    return now >= row.access_expires_at - ahead_of_expiry and not is_recent
 
 
 def _may_be_used(row: BipsyncToken) -> bool:
@@ -250,6 +294,7 @@ def _is_refused(row: BipsyncToken) -> bool:
 
 
 def _hand_out(row: BipsyncToken) -> str:
+    _raise_if_foreign(row)
     if not _may_be_used(row):
         raise SignInRequired("This person's account is not active.")
     if row.status != Status.ACTIVE and not _is_alive(row):
@@ -279,24 +324,24 @@ class _Claim:
 
 
 def _obtain(
-    pk: int, generation: int, is_due: Callable[[BipsyncToken], bool], *, wait: bool
+    row: BipsyncToken, generation: int, is_due: Callable[[BipsyncToken], bool], *, wait: bool
 ) -> BipsyncToken:
-    """Return the row once it needs no refresh, whether by this caller's work or another's."""
-    row = _read(pk)
-    if row.generation > generation or _is_fresh(row) or not is_due(row):
+    """Return the row once it needs no refresh, whether by this caller's work or another's.
+
+    ``generation`` is the one that the caller has no use for.
+    """
+    if not _needs_refresh(row, generation, is_due) or policy.is_recent(row):
         return row
     _raise_if_held_back(row)
     return durable.outside_transaction(
-        lambda: _claim_or_wait(pk, generation, is_due, wait=wait), _database()
+        lambda: _claim_or_wait(row.pk, generation, is_due, wait=wait), database()
     )
 
 
-def _is_fresh(row: BipsyncToken) -> bool:
-    return (
-        row.status == Status.ACTIVE
-        and row.obtained_at is not None
-        and timedelta(0) <= timezone.now() - row.obtained_at < RECENT
-    )
+def _needs_refresh(
+    row: BipsyncToken, generation: int, is_due: Callable[[BipsyncToken], bool]
+) -> bool:
+    return row.generation <= generation and is_due(row)
 
 
 def _claim_or_wait(
@@ -305,7 +350,7 @@ def _claim_or_wait(
     give_up = time.monotonic() + WAIT_FOR_WINNER
     while True:
         row = _read(pk)
-        if row.generation > generation or not is_due(row):
+        if not _needs_refresh(row, generation, is_due):
             return row
         _raise_if_held_back(row)
         claim = _claim(row)
@@ -318,29 +363,36 @@ def _claim_or_wait(
 
 
 def _raise_if_held_back(row: BipsyncToken) -> None:
-    """Step 2: the reasons for which no call is made."""
+    """Step 2: the reasons on the row and in the settings for which no call is made."""
+    _raise_if_foreign(row)
     if not _may_be_used(row):
         raise SignInRequired("This person's account is not active.")
-    if row.status != Status.ACTIVE:
-        raise SignInRequired("The connection to Bipsync has ended; sign in again.")
+    _raise_if_ended(row)
     if not get_settings().refresh_enabled:
         raise RefreshUnavailable("disabled", "Refreshing is switched off (REFRESH_ENABLED).")
-    now = timezone.now()
-    if row.next_attempt_at is not None and row.next_attempt_at > now:
+    if row.next_attempt_at is not None and row.next_attempt_at > timezone.now():
         raise RefreshUnavailable(
-            row.last_error, f"The last refresh failed ({row.last_error}); the next try is due soon."
+            row.last_error,
+            f"The last refresh failed ({row.last_error}); the next try is due soon.",
+            until=row.next_attempt_at,
         )
-    state = TenantState.objects.using(_database()).filter(tenant=row.tenant).first()
-    if state is not None and state.breaker_until is not None and state.breaker_until > now:
-        raise RefreshUnavailable(
-            state.configuration_error,
-            f"Calls to Bipsync are held back ({state.configuration_error}); an administrator has "
-            "to check the application's settings.",
-        )
+
+
+def _raise_if_ended(row: BipsyncToken) -> None:
+    if row.status != Status.ACTIVE:
+        raise SignInRequired("The connection to Bipsync has ended; sign in again.")
+
+
+def _raise_if_foreign(row: BipsyncToken) -> None:
+    # Annotated by _read; a row that was just signed in has it from the same process.
+    breaker.raise_if_foreign(row.tenant, getattr(row, "deployment", None) or "")
 
 
 def _claim(row: BipsyncToken) -> _Claim | None:
     """Step 4: commit a lease on the row, or return ``None`` when someone else has it."""
+    if getattr(row, "is_leased", False):
+        return None
+    breaker.admit(row.tenant)
     now = DatabaseNow()
     claim = _Claim(row.pk, row.generation, uuid.uuid4().hex, time.monotonic())
     free = _rows().filter(
@@ -371,14 +423,16 @@ def _carry_out(claim: _Claim) -> BipsyncToken | None:
     try:
         if refresh_token is None:
             raise GrantDead("no_refresh_token", "Bipsync handed out no refresh token.")
-        pair = refresh_pair(tenant, refresh_token)
+        with durable.hold_signals():
+            pair = refresh_pair(tenant, refresh_token)
+            stored = _store(row, pair)
     except GrantDead as error:
         _mark_dead(claim, row, error.code)
         raise SignInRequired("Bipsync says that the grant has ended; sign in again.") from error
     except (ProviderMisconfigured, RetryLater) as error:
         _mark_failed(claim, row, error)
         raise RefreshUnavailable(error.code, str(error)) from error
-    return _store(row, pair)
+    return _tell(row, pair, stored)
 
 
 def _prepare(claim: _Claim, row: BipsyncToken) -> tuple[Tenant, str | None]:
@@ -422,60 +476,74 @@ def _mark_dead(claim: _Claim, row: BipsyncToken, reason: str) -> None:
         next_refresh_at=None,
     ):
         row = _read(claim.pk)
-        _record(row, Event.NEEDS_SIGN_IN, reason)
-        _count(row.tenant, "refresh_dead")
-        _count_death(row.tenant)
+        record(row, Event.NEEDS_SIGN_IN, reason)
+        count(row.tenant, "refresh_dead")
+        breaker.note_death(row.tenant)
         _send(signals.needs_sign_in, row, reason=reason)
 
 
 def _mark_failed(claim: _Claim, row: BipsyncToken, error: TokenEndpointError) -> None:
     """Step 9: the grant is kept, and another try comes later."""
     now = timezone.now()
-    pause = min(15.0 * 2 ** min(row.attempt, 10), 900.0)
-    if isinstance(error, RetryLater) and error.retry_after is not None:
-        pause = min(max(error.retry_after, pause), _LONGEST_PAUSE)
+    retry_after = error.retry_after if isinstance(error, RetryLater) else None
+    next_attempt = now + policy.pause_after(row.attempt, retry_after)
     values: dict[str, Any] = {
         "lease_id": None,
         "lease_until": None,
         "attempt": F("attempt") + 1,
         "last_error": error.code,
-        "next_attempt_at": now + timedelta(seconds=pause),
-        "next_refresh_at": now + timedelta(seconds=pause),
+        "next_attempt_at": next_attempt,
     }
+    if get_settings().refresh_ahead is not None:
+        values["next_refresh_at"] = next_attempt
     if isinstance(error, RetryLater) and error.maybe_sent:
         values["in_doubt_at"] = now
     if _update(claim.rows(), **values):
         row = _read(claim.pk)
-        _record(row, Event.REFRESH_FAILED, error.code)
-        _count(row.tenant, "refresh_failed")
+        record(row, Event.REFRESH_FAILED, error.code)
+        count(row.tenant, "refresh_failed")
         if isinstance(error, ProviderMisconfigured):
-            _hold_back(row.tenant, error.code)
+            breaker.open_for(row.tenant, error.code)
+        else:
+            breaker.note_failure(row.tenant)
         _send(signals.refresh_failed, row, reason=error.code)
 
 
-def _store(sent: BipsyncToken, pair: TokenPair) -> BipsyncToken:
+class _Stored(enum.Enum):
+    YES = "in the row that was sent from"
+    REVIVED = "in a row that another sender has found dead meanwhile"
+    NO = "the row has changed"
+
+
+def _store(sent: BipsyncToken, pair: TokenPair) -> _Stored:
     """Step 7: the new pair, guarded by the generation that was sent and never by the lease."""
     values = _pair_values(sent, pair)
-    generation = sent.generation + 1
     rows = _rows().filter(pk=sent.pk, generation=sent.generation)
 
     def store(rows: BipsyncTokenQuerySet) -> int:
         return durable.persist(
-            lambda: durable.update(rows, **values, generation=generation), _database()
+            lambda: durable.update(rows, **values, generation=sent.generation + 1), database()
         )
 
-    # Whatever its status: the second update is for a row that another sender has found dead.
-    stored = store(rows.filter(status=Status.ACTIVE))
-    is_revived = not stored and bool(store(rows))
+    if store(rows.filter(status=Status.ACTIVE)):
+        return _Stored.YES
+    return _Stored.REVIVED if store(rows) else _Stored.NO
+
+
+def _tell(sent: BipsyncToken, pair: TokenPair, stored: _Stored) -> BipsyncToken:
+    """Record what became of the new pair, validate it if it is stored, and send the signal."""
     row = _read(sent.pk)
-    if not stored and not is_revived and not _holds(row, pair):
-        _record(row, Event.DISCARDED, generation=generation)
+    if stored is _Stored.NO and not _holds(row, pair):
+        record(row, Event.DISCARDED, generation=sent.generation + 1)
         return row
-    if is_revived:
-        _record(row, Event.REVIVED)
-    _relieve(row.tenant)
-    _count(row.tenant, "refreshed")
-    return _after_refresh(row)
+    if stored is _Stored.REVIVED:
+        record(row, Event.REVIVED)
+    breaker.note_success(row.tenant)
+    count(row.tenant, "refreshed")
+    claims = _validate(row, from_provider=True)
+    if claims is not None:
+        _send(signals.token_refreshed, row, claims=claims)
+    return row
 
 
 def _holds(row: BipsyncToken, pair: TokenPair) -> bool:
@@ -484,13 +552,6 @@ def _holds(row: BipsyncToken, pair: TokenPair) -> bool:
         return row.unseal("access_token") == pair.access_token
     except SecretUnreadable:
         return False
-
-
-def _after_refresh(row: BipsyncToken) -> BipsyncToken:
-    claims = _validate(row, from_provider=True)
-    if claims is not None:
-        _send(signals.token_refreshed, row, claims=claims)
-    return row
 
 
 def _validate(row: BipsyncToken, *, from_provider: bool = False) -> Claims | None:
@@ -527,15 +588,15 @@ def _validate(row: BipsyncToken, *, from_provider: bool = False) -> Claims | Non
 
 
 def _quarantine(row: BipsyncToken) -> None:
-    pause = timezone.now() + HELD_BACK
+    pause = timezone.now() + breaker.HELD_BACK
     if _update(
         _rows().filter(pk=row.pk, generation=row.generation).exclude(last_error="token_refused"),
         last_error="token_refused",
         next_attempt_at=pause,
         next_refresh_at=pause,
     ):
-        _record(row, Event.QUARANTINED, "token_refused")
-        _hold_back(row.tenant, "token_refused")
+        record(row, Event.QUARANTINED, "token_refused")
+        breaker.open_for(row.tenant, "token_refused")
 
 
 def _end(row: BipsyncToken, reason: str) -> None:
@@ -549,30 +610,78 @@ def _end(row: BipsyncToken, reason: str) -> None:
         last_error=reason,
         generation=row.generation + 1,
     ):
-        _record(row, Event.NEEDS_SIGN_IN, reason)
+        record(row, Event.NEEDS_SIGN_IN, reason)
         _send(signals.needs_sign_in, row, reason=reason)
 
 
 # --- rows
 
 
-def _database() -> str:
-    return router.db_for_write(BipsyncToken)
-
-
 def _rows() -> BipsyncTokenQuerySet:
-    return BipsyncToken.objects.using(_database())
+    return BipsyncToken.objects.using(database())
 
 
 def _read(pk: int) -> BipsyncToken:
-    row = _rows().select_related("user").filter(pk=pk).first()
+    """Return the row as ``_find`` does. Raises ``SignInRequired`` when it is gone."""
+    row = _find(pk)
     if row is None:
         raise SignInRequired("There is no connection to Bipsync any more; sign in again.")
     return row
 
 
+def _find(pk: int) -> BipsyncToken | None:
+    """Return the row with its person, and what only the database can say of it.
+
+    That is the name of the deployment that the row belongs to, and whether a lease is in force.
+    """
+    state = TenantState.objects.filter(tenant=OuterRef("tenant"))
+    rows = _rows().annotate(
+        deployment=Subquery(state.values("deployment")[:1]),
+        is_leased=Case(When(lease_until__gt=DatabaseNow(), then=True), default=False),
+    )
+    return rows.select_related("user").filter(pk=pk).first()
+
+
+def _read_beside(pk: int) -> BipsyncToken:
+    """Read the row as it is now: a transaction of the caller's may show it as it was."""
+    try:
+        return durable.outside_transaction(lambda: _read(pk), database())
+    except RefreshUnavailable:
+        # SQLite, or no connection to be had.
+        return _read(pk)
+
+
+def _set_aside(limit: int) -> list[int]:
+    """Return the ids of rows that are due; of two callers at once each row goes to one."""
+    now = timezone.now()
+    due = _rows().filter(status=Status.ACTIVE, next_refresh_at__lte=now)
+    due = due.exclude(tenant__in=breaker.tenants_held_back()).order_by("next_refresh_at")
+    with transaction.atomic(using=database()):
+        pks = list(durable.skip_locked(due).values_list("pk", flat=True)[:limit])
+        _rows().filter(pk__in=pks, next_refresh_at__lte=now).update(next_refresh_at=now + TAKEN_FOR)
+    return pks
+
+
+def _schedule(row: BipsyncToken) -> None:
+    """Let a row that was taken too early, by another policy than today's, come up when it is due.
+
+    A row that is not due because it was refreshed meanwhile is known by its generation.
+    """
+    if row.obtained_at is not None and row.access_expires_at is not None:
+        at = policy.next_refresh(row.obtained_at, row.access_expires_at - row.obtained_at)
+        _rows().filter(pk=row.pk, generation=row.generation).update(next_refresh_at=at)
+
+
+def _put_back(row: BipsyncToken, until: datetime) -> None:
+    """Let a row that was taken come up again when another try makes sense."""
+    at = until + policy.spread(timedelta(minutes=1))
+    _rows().filter(pk=row.pk, generation=row.generation, next_refresh_at__gt=at).update(
+        next_refresh_at=at
+    )
+
+
 def _update(rows: models.QuerySet[Any], **values: Any) -> int:
-    return durable.persist(lambda: durable.update(rows, **values), _database(), patience=10)
+    return durable.persist(lambda: durable.update(rows, **values), database(), patience=10)
 
 
 def _lock(tenant: Tenant, subject: str) -> BipsyncToken:
@@ -586,7 +695,7 @@ def _lock(tenant: Tenant, subject: str) -> BipsyncToken:
         new = BipsyncToken(**person, client_id=tenant.client_id, status=Status.NEEDS_SIGN_IN)
         _rows().bulk_create([new], ignore_conflicts=True)
     # PostgreSQL locks no row that an outer join may lack.
-    of = ("self",) if connections[_database()].features.has_select_for_update_of else ()
+    of = ("self",) if connections[database()].features.has_select_for_update_of else ()
     row = _rows().select_for_update(of=of).select_related("user").get(**person)
     if row.subject != subject:
         # A collation that ignores case or accents must not make two people one.
@@ -598,12 +707,11 @@ def _pair_values(row: BipsyncToken, pair: TokenPair) -> dict[str, Any]:
     """Return the columns of a row that has just got ``pair``."""
     now = timezone.now()
     lifetime = timedelta(seconds=pair.expires_in)
-    ahead = min(timedelta(seconds=get_settings().refresh_ahead), lifetime / 4)
     values = {
         "access_token": row.seal("access_token", pair.access_token),
         "obtained_at": now,
         "access_expires_at": now + lifetime,
-        "next_refresh_at": max(now + lifetime - ahead, now + RECENT),
+        "next_refresh_at": policy.next_refresh(now, lifetime),
         "status": Status.ACTIVE,
         "lease_id": None,
         "lease_until": None,
@@ -620,70 +728,6 @@ def _pair_values(row: BipsyncToken, pair: TokenPair) -> dict[str, Any]:
 def _granted(claims: Claims, asked: Iterable[str]) -> str:
     named = claims.scopes if "scopes" in claims.claims else asked
     return " ".join(sorted(set(named)))
-
-
-# --- events, counters, breaker
-
-
-def _record(
-    row: BipsyncToken,
-    name: str,
-    reason: str = "",
-    *,
-    generation: int | None = None,
-    actor: AbstractBaseUser | None = None,
-) -> None:
-    TokenEvent.objects.using(_database()).create(
-        token_id=row.pk,
-        tenant=row.tenant,
-        subject=row.subject,
-        name=name,
-        reason=reason,
-        generation=row.generation if generation is None else generation,
-        actor_id=None if actor is None else actor.pk,
-    )
-
-
-def _count(tenant: str, name: str) -> None:
-    """Add one to this hour's counter; a figure is not worth an error to the caller."""
-    hour = timezone.now().replace(minute=0, second=0, microsecond=0)
-    counter = {"tenant": tenant, "hour": hour, "name": name}
-    counts = HourlyCount.objects.using(_database())
-    try:
-        if not counts.filter(**counter).update(count=F("count") + 1):
-            counts.bulk_create([HourlyCount(**counter)], ignore_conflicts=True)
-            counts.filter(**counter).update(count=F("count") + 1)
-    except Error as error:
-        logger.warning("The counter %s could not be raised (%s).", name, type(error).__name__)
-
-
-def _states(tenant: str) -> models.QuerySet[TenantState]:
-    states = TenantState.objects.using(_database())
-    states.bulk_create([TenantState(tenant=tenant)], ignore_conflicts=True)
-    return states.filter(tenant=tenant)
-
-
-def _hold_back(tenant: str, reason: str) -> None:
-    """Open the tenant's breaker: for a while no call is made, and no grant is ended."""
-    _states(tenant).update(breaker_until=timezone.now() + HELD_BACK, configuration_error=reason)
-    TokenEvent.objects.using(_database()).create(
-        tenant=tenant, name=Event.BREAKER_OPENED, reason=reason
-    )
-
-
-def _count_death(tenant: str) -> None:
-    """Many deaths without a success look like a wrong URL or application; hold the rest back."""
-    states = _states(tenant)
-    states.update(dead_in_a_row=F("dead_in_a_row") + 1)
-    if states.filter(dead_in_a_row__gte=DEATHS_BEFORE_DOUBT).exists():
-        _hold_back(tenant, "many_dead")
-
-
-def _relieve(tenant: str) -> None:
-    """A success: the application works."""
-    TenantState.objects.using(_database()).filter(
-        Q(dead_in_a_row__gt=0) | Q(breaker_until__isnull=False), tenant=tenant
-    ).update(dead_in_a_row=0, breaker_until=None, configuration_error="")
 
 
 def _send(signal: Signal, row: BipsyncToken, **arguments: object) -> None:

@@ -4,6 +4,8 @@ from datetime import datetime
 
 from django.conf import settings
 from django.db import models
+from django.db.models import Value
+from django.db.models.functions import Concat, StrIndex
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
@@ -29,6 +31,16 @@ class BipsyncTokenQuerySet(models.QuerySet["BipsyncToken"]):
     def for_user(self, user: models.Model) -> "BipsyncTokenQuerySet":
         """The grants of one person, one for each tenant."""
         return self.filter(kind=BipsyncToken.Kind.PERSON, user_id=user.pk)
+
+    def with_scopes(self, *scopes: str) -> "BipsyncTokenQuerySet":
+        """Grants that have all of ``scopes``."""
+        found = self.alias(_scopes=Concat(Value(" "), "scopes", Value(" ")))
+        for scope in scopes:
+            # MySQL's INSTR follows the collation and SQLite's LIKE ignores case: ask both ways.
+            found = found.alias(_at=StrIndex("_scopes", Value(f" {scope} "))).filter(
+                _at__gt=0, _scopes__contains=f" {scope} "
+            )
+        return found
 
 
 def _user_is_active() -> models.Q:
@@ -130,6 +142,7 @@ class TenantState(models.Model):
         _("configuration error"), max_length=64, blank=True, default=""
     )
     dead_in_a_row = models.PositiveIntegerField(default=0)
+    failed_in_a_row = models.PositiveIntegerField(default=0)
     keys_fetched_at = models.DateTimeField(null=True)
     keys_cooldown_until = models.DateTimeField(null=True)
     deployment = models.CharField(max_length=255, blank=True, default="")
@@ -153,7 +166,9 @@ class TokenEvent(models.Model):
         REVIVED = "revived", _("works again")
         DISCARDED = "discarded", _("a late answer was not needed")
         QUARANTINED = "quarantined", _("token held back")
+        SESSIONS_ENDED = "sessions_ended", _("sessions ended")
         BREAKER_OPENED = "breaker_opened", _("calls held back")
+        BREAKER_CLOSED = "breaker_closed", _("calls go on")
 
     token = models.ForeignKey(
         BipsyncToken, on_delete=models.SET_NULL, null=True, related_name="events"

@@ -13,5 +13,10 @@ BEAT_SCHEDULE: dict[str, dict[str, Any]] = {
         "schedule": 60.0,
         "options": {"expires": 60},
     },
+    "bipsync-prune": {
+        "task": "bipsync_django.tasks.prune",
+        "schedule": 3600.0,
+        "options": {"expires": 3600},
+    },
 }
-"""Once a minute; a message that nobody took within that minute is dropped."""
+"""Once a minute and once an hour; a message that nobody took until the next one is dropped."""

@@ -2,26 +2,38 @@
 
 from celery import shared_task
 
-from . import flow, lifecycle
+from . import events, flow, lifecycle
 
-__all__ = ["refresh_due_tokens", "refresh_token"]
+__all__ = ["prune", "refresh_due_tokens", "refresh_token"]
 
 _BATCH = 500
 
 
-@shared_task(ignore_result=True)
+@shared_task(ignore_result=True, soft_time_limit=240, time_limit=300)
 def refresh_due_tokens() -> None:
     """Hand every row that is due to a worker. Run it once a minute (``schedule.BEAT_SCHEDULE``)."""
     while pks := lifecycle.take_due(_BATCH):
         for pk in pks:
             # A message that comes later than that is for a row that has been taken again.
             refresh_token.apply_async((pk,), expires=lifecycle.TAKEN_FOR.total_seconds())
-        if len(pks) < _BATCH:
-            break
-    flow.prune()
 
 
-@shared_task(ignore_result=True, acks_late=True, reject_on_worker_lost=True)
+# The limits leave time for one call and for a database that comes back late; between Bipsync's
+# answer and the commit the soft one is put off (durable.hold_signals).
+@shared_task(
+    ignore_result=True,
+    acks_late=True,
+    reject_on_worker_lost=True,
+    soft_time_limit=90,
+    time_limit=120,
+)
 def refresh_token(pk: int) -> None:
     """Refresh one row if it is still due. Running it twice, or late, is harmless."""
     lifecycle.refresh_if_due(pk)
+
+
+@shared_task(ignore_result=True, soft_time_limit=240, time_limit=300)
+def prune() -> None:
+    """Delete spent sign-ins, and events and counts older than ``KEEP_EVENTS``. Run it hourly."""
+    flow.prune()
+    events.prune()

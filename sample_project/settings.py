@@ -120,9 +120,11 @@ CELERY_BROKER_TRANSPORT_OPTIONS = {
 }
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
 CELERY_BEAT_SCHEDULE_FILENAME = str(folder() / "beat-schedule")
+_REFRESH = "bipsync-refresh-due-tokens"
 # A site writes {**BEAT_SCHEDULE, ...}: once a minute does for tokens that live for an hour.
 CELERY_BEAT_SCHEDULE = {
-    name: {**entry, "schedule": BEAT_SECONDS} for name, entry in BEAT_SCHEDULE.items()
+    **BEAT_SCHEDULE,
+    _REFRESH: {**BEAT_SCHEDULE[_REFRESH], "schedule": BEAT_SECONDS},
 }
 CELERY_WORKER_ENABLE_REMOTE_CONTROL = False
 CELERY_WORKER_HIJACK_ROOT_LOGGER = False

@@ -77,6 +77,10 @@ def test_every_key_changes_its_setting(settings: Any, tmp_path: Path) -> None:
         CREATE_USERS=False,
         REFRESH_ENABLED=False,
         REFRESH_AHEAD=60,
+        KEEP_ALIVE=None,
+        DEPLOYMENT="production ",
+        SESSION_CHECK_INTERVAL=5,
+        KEEP_EVENTS=604800,
     )
     tenant = get_tenant("acme")
     assert tenant.scopes == ("users:read", "groups:read")
@@ -92,6 +96,8 @@ def test_every_key_changes_its_setting(settings: Any, tmp_path: Path) -> None:
     assert tenant.claims == claims
     found = get_settings()
     assert (found.create_users, found.refresh_enabled, found.refresh_ahead) == (False, False, 60)
+    assert (found.keep_alive, found.deployment) == (None, "production")
+    assert (found.session_check_interval, found.keep_events) == (5, 604800)
     # Every key is tried here, so that none is accepted and then forgotten.
     assert set(settings.BIPSYNC) == set(conf._KEYS)
 
@@ -227,7 +233,11 @@ WRONG: dict[str, list[Any]] = {
     "CLAIMS": [None, [], "email", {"email": 5}, {"email": ""}, {5: "email"}, {"": "email"}],
     "CREATE_USERS": [None, 1, "True"],
     "REFRESH_ENABLED": [None, 0, "no"],
-    "REFRESH_AHEAD": [-1, 86_401, "600", None, True],
+    "REFRESH_AHEAD": [-1, 86_401, "600", True],
+    "KEEP_ALIVE": [0, 3599, 90 * 86_400 + 1, "week", True],
+    "DEPLOYMENT": [None, "", " ", "x" * 65, 1],
+    "SESSION_CHECK_INTERVAL": [-1, 86_401, None, "60", True],
+    "KEEP_EVENTS": [0, 86_400, None, "year", True],
 }
 
 
@@ -265,7 +275,11 @@ RIGHT: dict[str, list[Any]] = {
     "HTTP_TIMEOUT": [0.1, 10, 9.9],
     "CA_BUNDLE": [None, __file__, Path(__file__)],
     "CLAIMS": [{}, {"email": "a.b", "first_name": None, "last_name": str}],
-    "REFRESH_AHEAD": [0, 86_400],
+    "REFRESH_AHEAD": [0, 86_400, None],
+    "KEEP_ALIVE": [3600, 90 * 86_400, None],
+    "DEPLOYMENT": ["staging", "x" * 64],
+    "SESSION_CHECK_INTERVAL": [0, 86_400],
+    "KEEP_EVENTS": [7 * 86_400, 3660 * 86_400],
 }
 
 

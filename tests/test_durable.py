@@ -4,11 +4,11 @@ import threading
 from typing import Any
 
 import pytest
-from django.db import OperationalError, connections, transaction
+from django.db import connections, transaction
 from django.test import TestCase
 
 from bipsync_django import durable, lifecycle
-from bipsync_django.exceptions import RefreshInsideTransaction
+from bipsync_django.exceptions import RefreshInsideTransaction, RefreshUnavailable
 from bipsync_django.models import TenantState
 from bipsync_django.testing import SimulatedBipsync
 from tests.databases import on_servers
@@ -69,7 +69,7 @@ def test_a_connection_that_cannot_be_opened_fails_before_the_work(
     begun: list[str] = []
     connections[database].ensure_connection()
     monkeypatch.setitem(connections[database].settings_dict, "PORT", "1")
-    with transaction.atomic(using=database), pytest.raises(OperationalError):
+    with transaction.atomic(using=database), pytest.raises(RefreshUnavailable, match="second"):
         durable.outside_transaction(lambda: begun.append("work"), database)
     assert begun == []
 

@@ -23,6 +23,7 @@ from bipsync_django.exceptions import (
     SignInRefused,
     SignInRequired,
 )
+from bipsync_django.lifecycle import Outcome
 from bipsync_django.models import BipsyncToken, HourlyCount, TenantState, TokenEvent
 from bipsync_django.oauth.claims import validate_access_token
 from bipsync_django.oauth.client import TokenPair, refresh_pair
@@ -120,7 +121,9 @@ def test_an_expired_token_is_refreshed_and_stored(
     assert (row.lease_id, row.lease_until, row.in_doubt_at) == (None, None, None)
     assert row.access_expires_at is not None
     assert row.access_expires_at > timezone.now() + timedelta(minutes=59)
-    assert row.next_refresh_at == row.access_expires_at - timedelta(seconds=600)
+    assert row.next_refresh_at is not None
+    ahead = row.access_expires_at - row.next_refresh_at
+    assert timedelta(seconds=300) <= ahead <= timedelta(seconds=600)
     assert [name for name, _ in heard] == ["token_refreshed"]
     assert heard[0][1]["claims"].subject == row.subject
     assert HourlyCount.objects.get(name="refreshed").count == 1
@@ -255,7 +258,7 @@ def test_a_lease_in_force_makes_background_work_give_way_and_foreground_wait(
     expired = expire(token)
     claim = lifecycle._claim(expired)
     assert claim is not None
-    assert lifecycle.refresh_if_due(token.pk) is False
+    assert lifecycle.refresh_if_due(token.pk) is Outcome.HELD_BACK
     monkeypatch.setattr(lifecycle, "WAIT_FOR_WINNER", 0.2)
     with pytest.raises(RefreshUnavailable) as busy:
         lifecycle.access_token(expired)
@@ -284,8 +287,7 @@ def test_an_owner_whose_lease_was_taken_over_still_stores_the_live_pair(
     BipsyncToken.objects.filter(pk=token.pk).update(lease_until=past)
     other = lifecycle._claim(expired)
     assert other is not None
-    stored = lifecycle._store(expired, issued)
-    assert stored.generation == 2
+    assert _store(expired, issued).generation == 2
     assert bipsync.is_alive(refresh_token_of(token))
     assert lifecycle._carry_out(other) is None
     assert bipsync.is_alive(refresh_token_of(token))
@@ -303,7 +305,7 @@ def test_a_late_answer_revives_a_row_that_a_second_sender_found_dead(
         lifecycle.access_token(expired)
     dead = reload(token)
     assert (dead.status, dead.last_error) == (Status.NEEDS_SIGN_IN, "answer_lost")
-    assert lifecycle._store(expired, issued).status == Status.ACTIVE
+    assert _store(expired, issued).status == Status.ACTIVE
     assert events(token)[-1] == ("revived", "")
     assert bipsync.is_access_token_alive(lifecycle.access_token(token))
 
@@ -556,7 +558,7 @@ def test_background_work_leaves_an_unreadable_row_to_the_administrator(
 ) -> None:
     BipsyncToken.objects.update(refresh_token=token.access_token)
     expire(token)
-    assert lifecycle.refresh_if_due(token.pk) is False
+    assert lifecycle.refresh_if_due(token.pk) is Outcome.FAILED
     assert reload(token).last_error == "secret_unreadable"
 
 
@@ -878,17 +880,21 @@ def test_a_row_that_was_taken_is_not_taken_again(token: BipsyncToken) -> None:
     expire(token)
     assert lifecycle.take_due(10) == [token.pk]
     assert lifecycle.take_due(10) == []
-    assert lifecycle.refresh_if_due(token.pk) is True
-    assert lifecycle.refresh_if_due(token.pk) is False
+    assert lifecycle.refresh_if_due(token.pk) is Outcome.REFRESHED
+    assert lifecycle.refresh_if_due(token.pk) is Outcome.NOT_DUE
 
 
 def test_background_work_on_a_row_that_is_gone_does_nothing(token: BipsyncToken) -> None:
     pk = token.pk
     token.delete()
-    assert lifecycle.refresh_if_due(pk) is False
+    assert lifecycle.refresh_if_due(pk) is Outcome.NOT_DUE
 
 
 # --- helpers
+
+
+def _store(sent: BipsyncToken, pair: TokenPair) -> BipsyncToken:
+    return lifecycle._tell(sent, pair, lifecycle._store(sent, pair))
 
 
 def _wait_until(condition: Any) -> None:

@@ -103,7 +103,7 @@ def test_spent_states_are_forgotten_when_they_cannot_come_back(db: None, broker:
     now = timezone.now()
     SpentState.objects.create(digest="old", expires_at=now - timedelta(hours=1))
     SpentState.objects.create(digest="new", expires_at=now)
-    tasks.refresh_due_tokens()
+    tasks.prune()
     assert [state.digest for state in SpentState.objects.all()] == ["new"]
 
 
@@ -142,6 +142,8 @@ def test_a_real_worker_with_beat_refreshes_what_is_due(
         assert secret not in log.read_text()
 
 
-def test_the_schedule_names_a_task_that_exists() -> None:
-    (entry,) = BEAT_SCHEDULE.values()
-    assert entry["task"] == tasks.refresh_due_tokens.name
+def test_the_schedule_names_tasks_that_exist() -> None:
+    assert [entry["task"] for entry in BEAT_SCHEDULE.values()] == [
+        tasks.refresh_due_tokens.name,
+        tasks.prune.name,
+    ]

@@ -6,6 +6,8 @@ from django.contrib import admin
 from django.contrib.auth import get_user_model
 from django.db.models import QuerySet
 from django.http import HttpRequest
+from django.utils.formats import localize
+from django.utils.timezone import localtime
 from django.utils.translation import gettext_lazy as _
 
 from ..errors import explain
@@ -38,12 +40,13 @@ class BipsyncTokenAdmin(_ModelAdmin):
         "next_refresh_at",
         "attempt",
         "error",
+        "doubt",
     )
     list_display = ("person", "tenant", "status", "access_expires_at", "obtained_at", "error")
     list_filter = ("status", "tenant", "kind")
     list_select_related = ("user",)
     ordering = ("tenant", "user_id")
-    readonly_fields = ("error",)
+    readonly_fields = ("error", "doubt")
 
     @admin.display(description=_("person"), ordering="user")
     def person(self, token: BipsyncToken) -> str:
@@ -52,6 +55,15 @@ class BipsyncTokenAdmin(_ModelAdmin):
     @admin.display(description=_("last error"), empty_value="–")
     def error(self, token: BipsyncToken) -> str:
         return explain(token.last_error)
+
+    @admin.display(description=_("in doubt"), empty_value="–")
+    def doubt(self, token: BipsyncToken) -> str:
+        if token.in_doubt_at is None:
+            return ""
+        return _(
+            "The answer to a refresh of %(time)s was lost. The next refresh will tell whether "
+            "Bipsync had given out new tokens; if so, the person has to sign in again."
+        ) % {"time": localize(localtime(token.in_doubt_at))}
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[BipsyncToken]:
         # What is not read cannot be shown.

@@ -1,0 +1,171 @@
+"""What holds for a whole tenant: the breaker, and whose database this is. Writes ``TenantState``.
+
+The breaker keeps one mistake of the site's, or one bad hour of Bipsync's, from being repeated for
+every grant. While it is open nothing is sent and no grant ends. When its time is over a single
+caller tries; the others wait for what becomes of it.
+"""
+
+import functools
+import logging
+from datetime import timedelta
+
+from django.db import models
+from django.db.models import F, Q
+from django.utils import timezone
+
+from . import events, policy
+from .conf import get_settings
+from .durable import database
+from .exceptions import OtherDeployment, RefreshUnavailable
+from .models import TenantState, TokenEvent
+
+__all__ = [
+    "admit",
+    "claim_deployment",
+    "hand_over",
+    "note_death",
+    "note_failure",
+    "note_success",
+    "open_for",
+    "raise_if_foreign",
+    "tenants_held_back",
+]
+
+logger = logging.getLogger(__name__)
+
+HELD_BACK = timedelta(minutes=5)
+OUTAGE_HELD_BACK = timedelta(minutes=1)
+DEATHS_BEFORE_DOUBT = 5
+FAILURES_BEFORE_PAUSE = 10
+# Longer than a caller's way from here to the answer.
+_TRIAL = timedelta(seconds=20)
+
+
+def admit(tenant: str) -> None:
+    """Let the caller send, or raise ``RefreshUnavailable`` while the breaker is open.
+
+    Of those who come after its time is over, one is let through at a time. Raises
+    ``OtherDeployment`` too.
+    """
+    state = _states().filter(tenant=tenant).first()
+    if get_settings().deployment and (state is None or not state.deployment):
+        claim_deployment(tenant)
+    if state is None or state.breaker_until is None:
+        return
+    now = timezone.now()
+    is_trial = state.breaker_until <= now and _states().filter(
+        tenant=tenant, breaker_until=state.breaker_until
+    ).update(breaker_until=now + _TRIAL)
+    if not is_trial:
+        raise RefreshUnavailable(
+            state.configuration_error,
+            f"Calls to Bipsync are held back ({state.configuration_error}).",
+            until=max(state.breaker_until, now + _TRIAL),
+        )
+
+
+def tenants_held_back() -> list[str]:
+    """Return the tenants for which background work has nothing to do at this moment."""
+    ours = get_settings().deployment
+    held_back = []
+    for state in _states():
+        is_open = state.breaker_until is not None and state.breaker_until > timezone.now()
+        is_foreign = state.deployment not in {"", ours}
+        if is_foreign:
+            _say_once(state.tenant, state.deployment, ours)
+        if is_open or is_foreign:
+            held_back.append(state.tenant)
+    return held_back
+
+
+def note_success(tenant: str) -> None:
+    """The application works: close the breaker, forget what was counted."""
+    states = _states().filter(tenant=tenant)
+    if states.exclude(breaker_until=None).update(**_CLOSED):
+        events.record_for_tenant(tenant, TokenEvent.Name.BREAKER_CLOSED)
+        logger.info("Bipsync works again for %s.", tenant)
+    else:
+        states.filter(Q(dead_in_a_row__gt=0) | Q(failed_in_a_row__gt=0)).update(**_CLOSED)
+
+
+def note_death(tenant: str) -> None:
+    """Many deaths without a success look like a wrong URL or application; hold the rest back."""
+    states = _existing(tenant)
+    states.update(dead_in_a_row=F("dead_in_a_row") + 1)
+    if states.filter(dead_in_a_row__gte=DEATHS_BEFORE_DOUBT).exists():
+        open_for(tenant, "many_dead")
+
+
+def note_failure(tenant: str) -> None:
+    """Many failures without a success are an outage; ask again from time to time, not always."""
+    states = _existing(tenant)
+    states.update(failed_in_a_row=F("failed_in_a_row") + 1)
+    if states.filter(failed_in_a_row__gte=FAILURES_BEFORE_PAUSE).exists():
+        open_for(tenant, "outage", OUTAGE_HELD_BACK)
+
+
+def open_for(tenant: str, reason: str, duration: timedelta = HELD_BACK) -> None:
+    """Open the breaker for ``duration`` and up to a quarter more; say so once, when it opens."""
+    states = _existing(tenant)
+    until = timezone.now() + duration + policy.spread(duration / 4)
+    if states.filter(breaker_until=None).update(breaker_until=until, configuration_error=reason):
+        events.record_for_tenant(tenant, TokenEvent.Name.BREAKER_OPENED, reason)
+        logger.error(
+            "Calls to Bipsync for %s are held back (%s). No grant is ended meanwhile; see "
+            "docs/tokens.md for what the word means and what to do.",
+            tenant,
+            reason,
+        )
+    else:
+        states.filter(breaker_until__lt=until).update(
+            breaker_until=until, configuration_error=reason
+        )
+
+
+def claim_deployment(tenant: str) -> None:
+    """Put this deployment's name on the tenant's grants, unless another one is on them.
+
+    Raises ``OtherDeployment`` if it is: this database is a copy, or the site has moved.
+    """
+    ours = get_settings().deployment
+    state = _states().filter(tenant=tenant).first()
+    if ours and (state is None or not state.deployment):
+        _existing(tenant).filter(deployment="").update(deployment=ours)
+        state = _states().get(tenant=tenant)
+    if state is not None:
+        raise_if_foreign(tenant, state.deployment)
+
+
+def hand_over(tenant: str) -> None:
+    """Make the tenant's grants this deployment's."""
+    _existing(tenant).update(deployment=get_settings().deployment)
+
+
+def raise_if_foreign(tenant: str, deployment: str) -> None:
+    """Raise ``OtherDeployment`` if the rows are those of another deployment than this one."""
+    ours = get_settings().deployment
+    if deployment not in {"", ours}:
+        _say_once(tenant, deployment, ours)
+        raise OtherDeployment(deployment, ours)
+
+
+_CLOSED = {
+    "breaker_until": None,
+    "configuration_error": "",
+    "dead_in_a_row": 0,
+    "failed_in_a_row": 0,
+}
+
+
+@functools.cache
+def _say_once(tenant: str, theirs: str, ours: str) -> None:
+    logger.error("%s: %s", tenant, OtherDeployment(theirs, ours))
+
+
+def _states() -> models.QuerySet[TenantState]:
+    return TenantState.objects.using(database())
+
+
+def _existing(tenant: str) -> models.QuerySet[TenantState]:
+    _states().bulk_create([TenantState(tenant=tenant)], ignore_conflicts=True)
+    return _states().filter(tenant=tenant)

@@ -1,0 +1,62 @@
+"""``manage.py bipsync_deployment``: whose grants are in this database."""
+
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+
+from ... import lifecycle
+from ...breaker import hand_over
+from ...conf import get_settings
+from ...durable import database
+from ...models import BipsyncToken, TenantState
+
+
+class Command(BaseCommand):
+    help = (
+        "Says which deployment the Bipsync grants in this database belong to. A database that was "
+        "copied from another deployment must not be used as it is: every refresh here would end "
+        "the grant there. Exit status: 1 when the grants are those of another deployment."
+    )
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        choice = parser.add_mutually_exclusive_group()
+        choice.add_argument(
+            "--take-over",
+            action="store_true",
+            help="the other deployment is gone for good, and its grants are to be used here",
+        )
+        choice.add_argument(
+            "--start-afresh",
+            action="store_true",
+            help="the other deployment goes on: erase its grants here; everybody signs in anew",
+        )
+
+    def handle(self, *args: Any, take_over: bool, start_afresh: bool, **options: Any) -> None:
+        ours = get_settings().deployment
+        states = TenantState.objects.using(database()).exclude(deployment__in=["", ours])
+        for state in list(states):
+            if start_afresh:
+                self._erase(state.tenant)
+            if take_over or start_afresh:
+                hand_over(state.tenant)
+                self.stdout.write(f"{state.tenant}: now of this deployment ({ours!r}).")
+            else:
+                self.stdout.write(f"{state.tenant}: of the deployment {state.deployment!r}.")
+        if not states:
+            self.stdout.write(f"The grants are those of this deployment ({ours!r}).")
+        elif not (take_over or start_afresh):
+            raise CommandError(
+                f"This deployment is {ours!r} (BIPSYNC['DEPLOYMENT']), so nothing is sent to "
+                "Bipsync. If the other one is gone for good, say --take-over; if it goes on, say "
+                "--start-afresh."
+            )
+
+    def _erase(self, tenant: str) -> None:
+        rows = BipsyncToken.objects.using(database()).filter(tenant=tenant)
+        erased = 0
+        for row in rows.exclude(status=BipsyncToken.Status.DISCONNECTED).defer(
+            "access_token", "refresh_token"
+        ):
+            lifecycle.disconnect(row)
+            erased += 1
+        self.stdout.write(f"{tenant}: {erased} grants erased here; at Bipsync they go on.")

@@ -22,7 +22,8 @@ from typing import Any
 from urllib.parse import urlencode, urlsplit
 
 os.environ["DJANGO_SETTINGS_MODULE"] = "tests.settings"
-os.environ["TEST_SQLITE"] = os.path.join(tempfile.mkdtemp(prefix="bipsync-benchmark-"), "db")
+os.environ["TEST_DATABASE"] = "default"
+os.environ["TEST_DATABASE_NAME"] = os.path.join(tempfile.mkdtemp(prefix="bipsync-benchmark-"), "db")
 
 import django
 

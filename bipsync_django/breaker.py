@@ -28,6 +28,7 @@ __all__ = [
     "note_success",
     "open_for",
     "raise_if_foreign",
+    "take_trial",
     "tenants_held_back",
 ]
 
@@ -36,32 +37,46 @@ logger = logging.getLogger(__name__)
 HELD_BACK = timedelta(minutes=5)
 OUTAGE_HELD_BACK = timedelta(minutes=1)
 DEATHS_BEFORE_DOUBT = 5
+REFUSALS_BEFORE_DOUBT = 3
 FAILURES_BEFORE_PAUSE = 10
 # Longer than a caller's way from here to the answer.
 _TRIAL = timedelta(seconds=20)
 
 
-def admit(tenant: str) -> None:
-    """Let the caller send, or raise ``RefreshUnavailable`` while the breaker is open.
+def admit(tenant: str) -> bool:
+    """Return whether the caller may send only by ``take_trial``: the breaker's time is over.
 
-    Of those who come after its time is over, one is let through at a time. Raises
-    ``OtherDeployment`` too.
+    Raises ``RefreshUnavailable`` while the breaker is open, and ``OtherDeployment``.
     """
     state = _states().filter(tenant=tenant).first()
     if get_settings().deployment and (state is None or not state.deployment):
         claim_deployment(tenant)
     if state is None or state.breaker_until is None:
-        return
+        return False
+    if state.breaker_until > timezone.now():
+        raise _held_back(state)
+    return True
+
+
+def take_trial(tenant: str) -> None:
+    """Be the one who finds out whether the breaker may be closed.
+
+    Raises ``RefreshUnavailable`` when somebody else is, for twenty seconds at most.
+    """
     now = timezone.now()
-    is_trial = state.breaker_until <= now and _states().filter(
-        tenant=tenant, breaker_until=state.breaker_until
-    ).update(breaker_until=now + _TRIAL)
-    if not is_trial:
-        raise RefreshUnavailable(
-            state.configuration_error,
-            f"Calls to Bipsync are held back ({state.configuration_error}).",
-            until=max(state.breaker_until, now + _TRIAL),
-        )
+    lapsed = _states().filter(tenant=tenant, breaker_until__lte=now)
+    if not lapsed.update(breaker_until=now + _TRIAL):
+        state = _states().filter(tenant=tenant).first()
+        if state is not None and state.breaker_until is not None:
+            raise _held_back(state)
+
+
+def _held_back(state: TenantState) -> RefreshUnavailable:
+    return RefreshUnavailable(
+        state.configuration_error,
+        f"Calls to Bipsync are held back ({state.configuration_error}).",
+        until=state.breaker_until,
+    )
 
 
 def tenants_held_back() -> list[str]:
@@ -96,11 +111,21 @@ def note_death(tenant: str) -> None:
         open_for(tenant, "many_dead")
 
 
-def note_failure(tenant: str) -> None:
-    """Many failures without a success are an outage; ask again from time to time, not always."""
+def note_failure(tenant: str, reason: str, *, spent: bool = False) -> None:
+    """Count a refresh without a usable answer, and open the breaker as soon as ``reason`` asks.
+
+    What concerns the application opens it at once, and so does an answer that cost the row its
+    refresh token (``spent``). What one row alone may be the cause of has to come three times in a
+    row. Anything else is an outage after ten.
+    """
     states = _existing(tenant)
     states.update(failed_in_a_row=F("failed_in_a_row") + 1)
-    if states.filter(failed_in_a_row__gte=FAILURES_BEFORE_PAUSE).exists():
+    in_a_row = states.values_list("failed_in_a_row", flat=True).first() or 1
+    if reason in _APPLICATION or (reason in _PERHAPS and in_a_row >= REFUSALS_BEFORE_DOUBT):
+        open_for(tenant, reason)
+    elif spent:
+        open_for(tenant, reason, OUTAGE_HELD_BACK)
+    elif reason not in _PERHAPS and in_a_row >= FAILURES_BEFORE_PAUSE:
         open_for(tenant, "outage", OUTAGE_HELD_BACK)
 
 
@@ -149,6 +174,16 @@ def raise_if_foreign(tenant: str, deployment: str) -> None:
         raise OtherDeployment(deployment, ours)
 
 
+# The application's settings are wrong, or the address: no row is the cause.
+_APPLICATION = {
+    "forbidden",
+    "invalid_client",
+    "unauthorized_client",
+    "unsupported_grant_type",
+    "wrong_endpoint",
+}
+# The same, or something about one row.
+_PERHAPS = {"invalid_request", "invalid_scope", "token_refused"}
 _CLOSED = {
     "breaker_until": None,
     "configuration_error": "",

@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, TypeVar
 
 from django.db import Error, OperationalError, connections, models, router, transaction
@@ -22,6 +22,7 @@ from .models import BipsyncToken
 
 __all__ = [
     "DatabaseNow",
+    "afterwards",
     "database",
     "hold_signals",
     "outside_transaction",
@@ -34,6 +35,7 @@ T = TypeVar("T")
 
 LOCK_TIMEOUT = 2.0
 _LOCK_POLL = 0.05
+_work = threading.local()
 _MYSQL_LOCKED = {1205, 3572}  # MariaDB's and MySQL's answers to NOWAIT
 
 
@@ -72,11 +74,38 @@ def outside_transaction(work: Callable[[], T], using: str) -> T:
     no second connection is to be had, both before ``work`` begins; and whatever ``work`` raises.
     """
     connection = connections[using]
-    if _is_autocommit(connection) or _is_testcase_only(connection):
+    later: list[Callable[[], object]] = []
+    try:
+        if _is_autocommit(connection) or _is_testcase_only(connection):
+            return _noting(later, work)
+        if connection.vendor == "sqlite":
+            raise RefreshInsideTransaction
+        return _on_own_connection(lambda: _noting(later, work), using)
+    finally:
+        for call in later:
+            call()
+
+
+def afterwards(call: Callable[[], object]) -> None:
+    """Make ``call`` in the thread that asked for the work, once that is done; else at once.
+
+    For code of the site's: on the own connection it would wait for locks that the caller holds,
+    while the caller waits for it, and no database could see that.
+    """
+    later: list[Callable[[], object]] | None = getattr(_work, "later", None)
+    if later is None:
+        call()
+    else:
+        later.append(call)
+
+
+def _noting(later: list[Callable[[], object]], work: Callable[[], T]) -> T:
+    outer = getattr(_work, "later", None)
+    _work.later = later
+    try:
         return work()
-    if connection.vendor == "sqlite":
-        raise RefreshInsideTransaction
-    return _on_own_connection(work, using)
+    finally:
+        _work.later = outer
 
 
 @contextmanager
@@ -91,19 +120,28 @@ def hold_signals() -> Iterator[None]:
         yield
         return
     arrived: list[int] = []
-    handlers = {number: signal.getsignal(number) for number in _HELD}
-    try:
-        for number, handler in handlers.items():
-            # None is a handler that was not set from Python, and cannot be put back.
-            if handler not in (None, signal.SIG_IGN):
+    # None is a handler that was not set from Python, and could not be put back.
+    handlers = {
+        number: handler
+        for number in _HELD
+        if (handler := signal.getsignal(number)) not in (None, signal.SIG_IGN)
+    }
+    with ExitStack() as after:
+        # Last in, first out: all handlers are put back before what arrived is let through, and
+        # what one of them raises keeps nobody from the next.
+        after.callback(_raise_all, arrived)
+        # ValueError: a subinterpreter of mod_wsgi, which is not interrupted by signals either.
+        with suppress(ValueError):
+            for number, handler in handlers.items():
                 signal.signal(number, lambda number, frame: arrived.append(number))
+                after.callback(signal.signal, number, handler)
         yield
-    finally:
-        for number, handler in handlers.items():
-            if handler not in (None, signal.SIG_IGN):
-                signal.signal(number, handler)
+
+
+def _raise_all(arrived: list[int]) -> None:
+    with ExitStack() as each:
         for number in dict.fromkeys(arrived):
-            signal.raise_signal(number)
+            each.callback(signal.raise_signal, number)
 
 
 def skip_locked(rows: models.QuerySet[Any]) -> models.QuerySet[Any]:
@@ -129,17 +167,19 @@ def update(rows: models.QuerySet[Any], **values: Any) -> int:
 def persist(work: Callable[[], T], using: str, *, patience: float = 60.0) -> T:
     """Run ``work`` until the database takes it, on new connections, for ``patience`` seconds.
 
-    ``work`` has to be safe to repeat. Raises the last database error.
+    ``work`` has to be safe to repeat. Raises the last database error; in a transaction, the first.
     """
+    connection = connections[using]
+    may_repeat = connection.connection is None or _is_autocommit(connection)
     deadline = time.monotonic() + patience
     pause = 0.05
     while True:
         try:
             return work()
         except Error:
-            if connections[using].in_atomic_block or time.monotonic() + pause > deadline:
+            if not may_repeat or time.monotonic() + pause > deadline:
                 raise
-        connections[using].close()
+        connection.close()
         time.sleep(pause)
         pause = min(pause * 2, 5.0)
 
@@ -167,7 +207,7 @@ def _on_own_connection(work: Callable[[], T], using: str) -> T:
         except BaseException as error:  # noqa: BLE001 - raised again in the caller's thread
             errors.append(error)
         finally:
-            connection.close()
+            connections.close_all()
 
     thread = threading.Thread(target=run, name="bipsync-durable")
     with hold_signals():

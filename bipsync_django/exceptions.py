@@ -65,6 +65,7 @@ class RetryLater(TokenEndpointError):
 
     ``retry_after`` is the provider's own wish in seconds, or ``None``. ``maybe_sent`` is true when
     a byte of the request may have reached the provider, which may then have spent the token.
+    ``spent`` is true when it most likely has: it answered 200, with something that is no pair.
     """
 
     def __init__(
@@ -74,10 +75,12 @@ class RetryLater(TokenEndpointError):
         *,
         retry_after: float | None = None,
         maybe_sent: bool = True,
+        spent: bool = False,
     ) -> None:
         super().__init__(code, message)
         self.retry_after = retry_after
         self.maybe_sent = maybe_sent
+        self.spent = spent
 
 
 # --- access tokens as JWTs

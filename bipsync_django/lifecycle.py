@@ -7,18 +7,21 @@ Bipsync was slow still holds the only live pair.
 """
 
 import enum
+import logging
 import time
 import uuid
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
 from django.contrib.auth.models import AbstractBaseUser
-from django.db import OperationalError, connections, models, transaction
+from django.db import Error, OperationalError, connections, models, transaction
 from django.db.models import Case, F, OuterRef, Q, Subquery, When
 from django.dispatch import Signal
 from django.utils import timezone
+from django.views.decorators.debug import sensitive_variables
 
 from . import breaker, durable, policy, signals
 from .conf import Tenant, get_settings, get_tenant
@@ -26,9 +29,11 @@ from .durable import DatabaseNow, database
 from .events import count, record
 from .exceptions import (
     BipsyncError,
+    ConfigurationError,
     GrantDead,
     KeysUnavailable,
     ProviderMisconfigured,
+    RefreshInsideTransaction,
     RefreshUnavailable,
     RetryLater,
     SecretUnreadable,
@@ -54,8 +59,11 @@ __all__ = [
     "take_due",
 ]
 
+logger = logging.getLogger(__name__)
+
 LEASE = timedelta(seconds=30)
 SEND_WITHIN = 5.0
+ANSWERED_WITHIN = 15.0
 WAIT_FOR_WINNER = 12.0
 TAKEN_FOR = timedelta(minutes=10)
 MENDED_EARLIEST = timedelta(minutes=1)
@@ -127,6 +135,7 @@ def refresh(token: BipsyncToken, *, force: bool = False) -> BipsyncToken:
     return row
 
 
+@sensitive_variables()
 def replace_refused(token: BipsyncToken, refused: str) -> str | None:
     """Return another access token than ``refused``, which Bipsync's API has answered with 401.
 
@@ -293,14 +302,15 @@ def _is_refused(row: BipsyncToken) -> bool:
     return row.last_error == "token_refused"
 
 
+@sensitive_variables()
 def _hand_out(row: BipsyncToken) -> str:
     _raise_if_foreign(row)
     if not _may_be_used(row):
         raise SignInRequired("This person's account is not active.")
     if row.status != Status.ACTIVE and not _is_alive(row):
         raise SignInRequired("The connection to Bipsync has ended; sign in again.")
-    if row.validated_generation < row.generation and _validate(row) is None and _is_refused(row):
-        raise RefreshUnavailable("token_refused", "The token did not validate and is held back.")
+    if row.validated_generation < row.generation:
+        _validate_beside(row)
     token = row.unseal("access_token")
     if token is None:
         raise SignInRequired("No token is stored; sign in again.")
@@ -318,6 +328,7 @@ class _Claim:
     generation: int
     lease_id: str
     at: float
+    is_trial: bool
 
     def rows(self) -> BipsyncTokenQuerySet:
         return _rows().filter(pk=self.pk, lease_id=self.lease_id)
@@ -392,9 +403,9 @@ def _claim(row: BipsyncToken) -> _Claim | None:
     """Step 4: commit a lease on the row, or return ``None`` when someone else has it."""
     if getattr(row, "is_leased", False):
         return None
-    breaker.admit(row.tenant)
+    is_trial = breaker.admit(row.tenant)
     now = DatabaseNow()
-    claim = _Claim(row.pk, row.generation, uuid.uuid4().hex, time.monotonic())
+    claim = _Claim(row.pk, row.generation, uuid.uuid4().hex, time.monotonic(), is_trial)
     free = _rows().filter(
         Q(lease_until__isnull=True) | Q(lease_until__lte=now),
         pk=row.pk,
@@ -414,33 +425,44 @@ def _claim(row: BipsyncToken) -> _Claim | None:
     return claim if taken else None
 
 
+@sensitive_variables()
 def _carry_out(claim: _Claim) -> BipsyncToken | None:
     """Return the refreshed row, or ``None`` when the lease was lost before it could be used."""
     row = _read(claim.pk)
     if row.lease_id != claim.lease_id:
         return None
-    tenant, refresh_token = _prepare(claim, row)
+    tenant, client_secret, refresh_token = _prepare(claim, row)
+    if refresh_token is None:
+        _mark_dead(claim, row, "no_refresh_token")
+        raise SignInRequired("Bipsync handed out no means to refresh; sign in again.")
     try:
-        if refresh_token is None:
-            raise GrantDead("no_refresh_token", "Bipsync handed out no refresh token.")
         with durable.hold_signals():
-            pair = refresh_pair(tenant, refresh_token)
+            pair = refresh_pair(
+                tenant,
+                refresh_token,
+                client_secret=client_secret,
+                not_after=claim.at + ANSWERED_WITHIN,
+            )
             stored = _store(row, pair)
     except GrantDead as error:
-        _mark_dead(claim, row, error.code)
+        if _mark_dead(claim, row, error.code):
+            breaker.note_death(row.tenant)
         raise SignInRequired("Bipsync says that the grant has ended; sign in again.") from error
     except (ProviderMisconfigured, RetryLater) as error:
         _mark_failed(claim, row, error)
         raise RefreshUnavailable(error.code, str(error)) from error
+    except ConfigurationError as error:
+        _release(claim, error)
+        raise
     return _tell(row, pair, stored)
 
 
-def _prepare(claim: _Claim, row: BipsyncToken) -> tuple[Tenant, str | None]:
+def _prepare(claim: _Claim, row: BipsyncToken) -> tuple[Tenant, str, str | None]:
     """Steps 5 and 6: what to send, read on this connection, or release the lease and raise."""
     try:
         tenant = get_tenant(row.tenant)
-        # Read before the clock is looked at: a secret store may be slow.
-        tenant.client_secret  # noqa: B018
+        # Read before the clock is looked at, and not again: a secret store may be slow.
+        client_secret = tenant.client_secret
         if row.client_id != tenant.client_id:
             raise RefreshUnavailable(
                 "other_application",
@@ -448,23 +470,29 @@ def _prepare(claim: _Claim, row: BipsyncToken) -> tuple[Tenant, str | None]:
                 "has to sign in again, or the old client id has to be put back.",
             )
         refresh_token = row.unseal("refresh_token")
+        if claim.is_trial:
+            breaker.take_trial(row.tenant)
         if time.monotonic() - claim.at >= SEND_WITHIN:
             raise RefreshUnavailable("busy", "The database is too slow to refresh safely.")
     except BipsyncError as error:
         _release(claim, error)
         raise
-    return tenant, refresh_token
+    return tenant, client_secret, refresh_token
 
 
 def _release(claim: _Claim, error: BipsyncError) -> None:
     code = "secret_unreadable" if isinstance(error, SecretUnreadable) else "configuration"
     code = getattr(error, "code", code)
+    if code == "busy" or getattr(error, "until", None):
+        # Nothing about the row: it is as it was.
+        _update(claim.rows(), lease_id=None, lease_until=None)
+        return
     # What an administrator has to mend will not be mended within a minute.
-    pause = None if code == "busy" else timezone.now() + MENDED_EARLIEST
+    pause = timezone.now() + MENDED_EARLIEST
     _update(claim.rows(), lease_id=None, lease_until=None, last_error=code, next_attempt_at=pause)
 
 
-def _mark_dead(claim: _Claim, row: BipsyncToken, reason: str) -> None:
+def _mark_dead(claim: _Claim, row: BipsyncToken, reason: str) -> bool:
     """Step 8: pair and generation stay, so that a late answer to an earlier send revives it."""
     reason = "answer_lost" if row.in_doubt_at is not None else reason
     if _update(
@@ -478,8 +506,9 @@ def _mark_dead(claim: _Claim, row: BipsyncToken, reason: str) -> None:
         row = _read(claim.pk)
         record(row, Event.NEEDS_SIGN_IN, reason)
         count(row.tenant, "refresh_dead")
-        breaker.note_death(row.tenant)
         _send(signals.needs_sign_in, row, reason=reason)
+        return True
+    return False
 
 
 def _mark_failed(claim: _Claim, row: BipsyncToken, error: TokenEndpointError) -> None:
@@ -496,16 +525,14 @@ def _mark_failed(claim: _Claim, row: BipsyncToken, error: TokenEndpointError) ->
     }
     if get_settings().refresh_ahead is not None:
         values["next_refresh_at"] = next_attempt
+    is_spent = isinstance(error, RetryLater) and error.spent
     if isinstance(error, RetryLater) and error.maybe_sent:
         values["in_doubt_at"] = now
     if _update(claim.rows(), **values):
         row = _read(claim.pk)
         record(row, Event.REFRESH_FAILED, error.code)
         count(row.tenant, "refresh_failed")
-        if isinstance(error, ProviderMisconfigured):
-            breaker.open_for(row.tenant, error.code)
-        else:
-            breaker.note_failure(row.tenant)
+        breaker.note_failure(row.tenant, error.code, spent=is_spent)
         _send(signals.refresh_failed, row, reason=error.code)
 
 
@@ -515,6 +542,7 @@ class _Stored(enum.Enum):
     NO = "the row has changed"
 
 
+@sensitive_variables()
 def _store(sent: BipsyncToken, pair: TokenPair) -> _Stored:
     """Step 7: the new pair, guarded by the generation that was sent and never by the lease."""
     values = _pair_values(sent, pair)
@@ -530,6 +558,7 @@ def _store(sent: BipsyncToken, pair: TokenPair) -> _Stored:
     return _Stored.REVIVED if store(rows) else _Stored.NO
 
 
+@sensitive_variables()
 def _tell(sent: BipsyncToken, pair: TokenPair, stored: _Stored) -> BipsyncToken:
     """Record what became of the new pair, validate it if it is stored, and send the signal."""
     row = _read(sent.pk)
@@ -538,9 +567,9 @@ def _tell(sent: BipsyncToken, pair: TokenPair, stored: _Stored) -> BipsyncToken:
         return row
     if stored is _Stored.REVIVED:
         record(row, Event.REVIVED)
-    breaker.note_success(row.tenant)
     count(row.tenant, "refreshed")
     claims = _validate(row, from_provider=True)
+    breaker.note_success(row.tenant)
     if claims is not None:
         _send(signals.token_refreshed, row, claims=claims)
     return row
@@ -559,22 +588,16 @@ def _validate(row: BipsyncToken, *, from_provider: bool = False) -> Claims | Non
 
     Returns ``None`` when the keys cannot be had: the token may go to the API, and changes no user.
     """
-    tenant = get_tenant(row.tenant)
-    raw = row.unseal("access_token")
-    if raw is None:
-        return None
     try:
-        claims = validate_access_token(raw, tenant, from_provider=from_provider)
-    except KeysUnavailable:
-        return None
-    except TokenRefused as error:
+        claims = _check(row, from_provider=from_provider)
+    except RefreshUnavailable:
         _quarantine(row)
-        raise RefreshUnavailable(
-            "token_refused", "Bipsync handed out a token that does not validate; it is held back."
-        ) from error
-    if claims.subject != row.subject:
+        raise
+    except SignInRequired:
         _end(row, "other_subject")
-        raise SignInRequired("Bipsync handed out another person's token; sign in again.")
+        raise
+    if claims is None:
+        return None
     row.scopes = _granted(claims, row.scope_set)
     row.validated_generation = row.generation
     row.last_error = "" if _is_refused(row) else row.last_error
@@ -587,6 +610,38 @@ def _validate(row: BipsyncToken, *, from_provider: bool = False) -> Claims | Non
     return claims
 
 
+@sensitive_variables()
+def _check(row: BipsyncToken, *, from_provider: bool = False) -> Claims | None:
+    raw = row.unseal("access_token")
+    if raw is None:
+        return None
+    try:
+        claims = validate_access_token(raw, get_tenant(row.tenant), from_provider=from_provider)
+    except KeysUnavailable:
+        return None
+    except TokenRefused as error:
+        raise RefreshUnavailable(
+            "token_refused", "Bipsync handed out a token that does not validate; it is held back."
+        ) from error
+    if claims.subject != row.subject:
+        raise SignInRequired("Bipsync handed out another person's token; sign in again.")
+    return claims
+
+
+def _validate_beside(row: BipsyncToken) -> None:
+    """Validate where what is found out is kept, whatever becomes of the caller's transaction.
+
+    In the caller's own it would lock the row until the caller commits, and a refresh elsewhere
+    with it. SQLite can only look, and leaves the verdict to the next reader.
+    """
+    try:
+        claims = durable.outside_transaction(lambda: _validate(row), database())
+    except RefreshInsideTransaction:
+        claims = _check(row)
+    if claims is None and _is_refused(row):
+        raise RefreshUnavailable("token_refused", "The token did not validate and is held back.")
+
+
 def _quarantine(row: BipsyncToken) -> None:
     pause = timezone.now() + breaker.HELD_BACK
     if _update(
@@ -596,7 +651,7 @@ def _quarantine(row: BipsyncToken) -> None:
         next_refresh_at=pause,
     ):
         record(row, Event.QUARANTINED, "token_refused")
-        breaker.open_for(row.tenant, "token_refused")
+        breaker.note_failure(row.tenant, "token_refused")
 
 
 def _end(row: BipsyncToken, reason: str) -> None:
@@ -731,4 +786,17 @@ def _granted(claims: Claims, asked: Iterable[str]) -> str:
 
 
 def _send(signal: Signal, row: BipsyncToken, **arguments: object) -> None:
-    signal.send_robust(sender=BipsyncToken, token=row, **arguments)
+    durable.afterwards(lambda: _deliver(signal, row, arguments))
+
+
+def _deliver(signal: Signal, row: BipsyncToken, arguments: dict[str, object]) -> None:
+    """Tell the site's receivers. What fails there must not break the caller's transaction."""
+    try:
+        with transaction.atomic(using=database()) if _in_transaction() else nullcontext():
+            signal.send_robust(sender=BipsyncToken, token=row, **arguments)
+    except Error as error:
+        logger.error("A receiver broke the transaction (%s); undone.", type(error).__name__)
+
+
+def _in_transaction() -> bool:
+    return connections[database()].in_atomic_block

@@ -34,7 +34,8 @@ class BipsyncTokenQuerySet(models.QuerySet["BipsyncToken"]):
 
     def with_scopes(self, *scopes: str) -> "BipsyncTokenQuerySet":
         """Grants that have all of ``scopes``."""
-        found = self.alias(_scopes=Concat(Value(" "), "scopes", Value(" ")))
+        padded = Concat(Value(" "), "scopes", Value(" "), output_field=models.TextField())
+        found = self.alias(_scopes=padded)
         for scope in scopes:
             # MySQL's INSTR follows the collation and SQLite's LIKE ignores case: ask both ways.
             found = found.alias(_at=StrIndex("_scopes", Value(f" {scope} "))).filter(

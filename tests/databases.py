@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from django.db import connections
 
 MISSING: dict[str, str] = {}
 """Alias → why it cannot be used."""
@@ -19,10 +20,8 @@ IN_CI = os.environ.get("CI", "").lower() in {"1", "true"}
 
 
 def sqlite() -> dict[str, Any]:
-    # TEST_SQLITE names the database of a running test, for a worker that it starts.
-    name = os.environ.get("TEST_SQLITE") or str(
-        Path(tempfile.gettempdir()) / f"bipsync_test_{os.getpid()}.sqlite3"
-    )
+    file = Path(tempfile.gettempdir()) / f"bipsync_test_{os.getpid()}.sqlite3"
+    name = _name("default", str(file))
     return {
         "ENGINE": "django.db.backends.sqlite3",
         "NAME": name,
@@ -34,6 +33,22 @@ def sqlite() -> dict[str, Any]:
         # A file, because threads and live servers cannot share a database in memory.
         "TEST": {"NAME": name},
     }
+
+
+def for_child(alias: str) -> dict[str, str]:
+    """Return the environment of a process that a test on ``alias`` starts on its own database."""
+    connection = connections[alias]
+    connection.close()
+    return {
+        **os.environ,
+        "DJANGO_SETTINGS_MODULE": "tests.settings",
+        "TEST_DATABASE": alias,
+        "TEST_DATABASE_NAME": str(connection.settings_dict["NAME"]),
+    }
+
+
+def _name(alias: str, default: str) -> str:
+    return os.environ["TEST_DATABASE_NAME"] if os.environ.get("TEST_DATABASE") == alias else default
 
 
 @functools.cache
@@ -56,7 +71,7 @@ def servers() -> dict[str, dict[str, Any]]:
 def _postgresql() -> dict[str, Any]:
     return {
         "ENGINE": "django.db.backends.postgresql",
-        "NAME": f"bipsync_{os.getpid()}",
+        "NAME": _name("postgresql", f"bipsync_{os.getpid()}"),
         "USER": os.environ.get("TEST_POSTGRESQL_USER", "postgres"),
         "PASSWORD": os.environ.get("TEST_POSTGRESQL_PASSWORD", ""),
         "HOST": os.environ.get("TEST_POSTGRESQL_HOST", "127.0.0.1"),
@@ -68,7 +83,7 @@ def _postgresql() -> dict[str, Any]:
 def _mariadb() -> dict[str, Any]:
     return {
         "ENGINE": "django.db.backends.mysql",
-        "NAME": f"bipsync_{os.getpid()}",
+        "NAME": _name("mariadb", f"bipsync_{os.getpid()}"),
         "USER": os.environ.get("TEST_MARIADB_USER", "root"),
         "PASSWORD": os.environ.get("TEST_MARIADB_PASSWORD", ""),
         "HOST": os.environ.get("TEST_MARIADB_HOST", "127.0.0.1"),
@@ -107,7 +122,7 @@ def _check_mariadb(settings: dict[str, Any]) -> None:
 class Router:
     """Sends everything to the database that the present test is about."""
 
-    alias = "default"
+    alias = os.environ.get("TEST_DATABASE", "default")
 
     def db_for_read(self, model: object, **hints: object) -> str:
         return Router.alias

@@ -439,11 +439,22 @@ def test_the_numbers_are_those_of_the_code() -> None:
         value = getattr(importlib.import_module(f"bipsync_django.{module}"), constant)
         in_code = value.total_seconds() if isinstance(value, timedelta) else value
         assert in_code == float(seconds), name
-    protocol = text("refresh-protocol.md")
-    assert f"`breaker.DEATHS_BEFORE_DOUBT` is a count: {breaker.DEATHS_BEFORE_DOUBT}." in protocol
-    assert (
-        f"`breaker.FAILURES_BEFORE_PAUSE` is another: {breaker.FAILURES_BEFORE_PAUSE}." in protocol
-    )
+    counts = re.findall(r"`breaker\.(\w+)` is (\d+)", text("refresh-protocol.md"))
+    assert len(counts) == 3
+    for name, number in counts:
+        assert getattr(breaker, name) == int(number), name
+
+
+# --- commands
+
+
+def test_every_command_is_documented_with_its_options() -> None:
+    commands = list((PACKAGE / "management" / "commands").glob("bipsync_*.py"))
+    assert commands
+    for path in commands:
+        assert f"manage.py {path.stem}" in text("tokens.md")
+        for option in re.findall(r'"(--[a-z-]+)"', path.read_text()):
+            assert f"`{option}" in text("tokens.md"), option
 
 
 # --- bipsync_django.testing

@@ -1,18 +1,22 @@
 """Where database work runs, seen from a site's own TestCase and from transactions."""
 
+import signal
+import subprocess
+import sys
 import threading
+import time
 from typing import Any
 
 import pytest
-from django.db import connections, transaction
+from django.db import OperationalError, connections, transaction
 from django.test import TestCase
 
 from bipsync_django import durable, lifecycle
 from bipsync_django.exceptions import RefreshInsideTransaction, RefreshUnavailable
 from bipsync_django.models import TenantState
 from bipsync_django.testing import SimulatedBipsync
-from tests.databases import on_servers
-from tests.grants import connect, expire
+from tests.databases import for_child, on_servers
+from tests.grants import connect, expire, nearly_expire, refresh_token_of
 
 
 class InsideATestCase(TestCase):
@@ -72,6 +76,150 @@ def test_a_connection_that_cannot_be_opened_fails_before_the_work(
     with transaction.atomic(using=database), pytest.raises(RefreshUnavailable, match="second"):
         durable.outside_transaction(lambda: begun.append("work"), database)
     assert begun == []
+
+
+@on_servers
+def test_a_connection_pool_that_is_used_up_fails_before_the_call(
+    database: str, bipsync: SimulatedBipsync, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if database != "postgresql":
+        pytest.skip("Django pools connections to PostgreSQL only.")
+    token = nearly_expire(connect(bipsync))
+    bipsync.reset_calls()
+    connection = connections[database]
+    connection.close()
+    options = {
+        **connection.settings_dict["OPTIONS"],
+        "pool": {"min_size": 1, "max_size": 1, "timeout": 0.5},
+    }
+    monkeypatch.setitem(connection.settings_dict, "OPTIONS", options)
+    try:
+        with transaction.atomic(using=database):
+            # The only connection is the caller's.
+            assert lifecycle.access_token(token) == token.unseal("access_token")
+            with pytest.raises(RefreshUnavailable, match="second database connection"):
+                lifecycle.refresh(token, force=True)
+        assert bipsync.calls["token"] == 0
+        # Outside of a transaction it is enough.
+        assert bipsync.is_access_token_alive(lifecycle.access_token(token))
+    finally:
+        connection.close()
+        connection.close_pool()  # type: ignore[attr-defined]
+
+
+# --- signals that would interrupt
+
+
+def test_what_would_interrupt_is_put_off_and_not_forgotten() -> None:
+    done: list[str] = []
+    told: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: told.append(number))
+    try:
+        with pytest.raises(KeyboardInterrupt), durable.hold_signals():
+            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGINT)
+            assert told == []
+            done.append("stored")
+        assert (done, told) == (["stored"], [signal.SIGTERM])
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_what_one_handler_raises_keeps_nobody_from_the_next() -> None:
+    told: list[int] = []
+
+    def fail(number: int, frame: object) -> None:
+        raise ZeroDivisionError
+
+    before = {
+        signal.SIGTERM: signal.signal(signal.SIGTERM, fail),
+        signal.SIGUSR1: signal.signal(signal.SIGUSR1, lambda number, frame: told.append(number)),
+    }
+    try:
+        for first, second in [(signal.SIGTERM, signal.SIGUSR1), (signal.SIGUSR1, signal.SIGTERM)]:
+            with pytest.raises(ZeroDivisionError), durable.hold_signals():
+                signal.raise_signal(first)
+                signal.raise_signal(second)
+            assert told == [signal.SIGUSR1]
+            told.clear()
+            assert signal.getsignal(signal.SIGTERM) is fail
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def test_a_subinterpreter_cannot_hold_signals_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(number: int, handler: object) -> None:
+        raise ValueError("signal only works in main thread of the main interpreter")
+
+    monkeypatch.setattr(signal, "signal", refuse)
+    with durable.hold_signals():
+        pass
+
+
+def test_a_failed_write_does_not_throw_a_callers_work_away(database: str) -> None:
+    connection = connections[database]
+    connection.set_autocommit(False)
+    attempts: list[int] = []
+
+    def fail() -> None:
+        attempts.append(1)
+        raise OperationalError("once")
+
+    try:
+        TenantState.objects.create(tenant="the caller's")
+        with pytest.raises(OperationalError):
+            durable.persist(fail, database)
+        assert attempts == [1]
+        assert not connection.get_autocommit()
+        connection.commit()
+    finally:
+        connection.set_autocommit(True)
+    assert TenantState.objects.filter(tenant="the caller's").exists()
+
+
+def test_ignored_signals_stay_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with durable.hold_signals():
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_handlers_come_back_when_the_work_fails() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(ZeroDivisionError), durable.hold_signals():
+        raise ZeroDivisionError
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_refresh_is_finished_before_the_process_ends_by_sigterm(
+    database: str, bipsync: SimulatedBipsync
+) -> None:
+    """The default of SIGTERM ends a process at once: here a management command in a deploy."""
+    token = expire(connect(bipsync))
+    before = refresh_token_of(token)
+    bipsync.reset_calls()
+    bipsync.latency = 1.0
+    environment = {**for_child(database), "TEST_BIPSYNC": bipsync.url}
+    script = "import django; django.setup(); from bipsync_django import lifecycle\n"
+    script += f"lifecycle.refresh_if_due({token.pk}); print('went on')"
+    process = subprocess.Popen([sys.executable, "-c", script], env=environment)
+    try:
+        deadline = time.monotonic() + 30
+        while not bipsync.calls["refresh"]:
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=30) == -signal.SIGTERM
+    finally:
+        process.kill()
+    after = refresh_token_of(token)
+    assert bipsync.is_alive(after)
+    assert not bipsync.is_alive(before)
 
 
 def test_the_databases_clock_is_utc(database: str) -> None:

@@ -236,6 +236,108 @@ def test_a_caller_who_holds_the_rows_lock_is_told_before_the_call(
     assert bipsync.is_access_token_alive(lifecycle.access_token(expired))
 
 
+# --- beside the caller's transaction
+
+
+@on_servers
+def test_a_receiver_may_want_what_the_caller_has_locked(
+    token: BipsyncToken, bipsync: SimulatedBipsync, database: str
+) -> None:
+    """On the own connection it would wait for the caller, and the caller for it, for ever."""
+    told: list[str] = []
+
+    def rename(token: BipsyncToken, **kwargs: object) -> None:
+        User.objects.update(first_name="from the receiver")
+        told.append(threading.current_thread().name)
+
+    expired = expire(token)
+    signals.token_refreshed.connect(rename)
+    try:
+        with transaction.atomic(using=database):
+            User.objects.update(first_name="from the view")
+            lifecycle.access_token(expired)
+            assert told == [threading.current_thread().name]
+    finally:
+        signals.token_refreshed.disconnect(rename)
+    assert User.objects.get().first_name == "from the receiver"
+
+
+def test_a_receiver_with_a_database_error_does_not_break_the_callers_transaction(
+    token: BipsyncToken, bipsync: SimulatedBipsync, database: str
+) -> None:
+    def fail(token: BipsyncToken, **kwargs: object) -> None:
+        User.objects.create(username=token.user.username if token.user else "")
+
+    signals.disconnected.connect(fail)
+    try:
+        with transaction.atomic(using=database):
+            lifecycle.disconnect(token)
+            User.objects.create(username="from the view")
+    finally:
+        signals.disconnected.disconnect(fail)
+    assert User.objects.filter(username="from the view").exists()
+    assert reload(token).status == Status.DISCONNECTED
+
+
+@on_servers
+def test_a_reader_who_validates_leaves_no_lock_and_no_setting_behind(
+    token: BipsyncToken, bipsync: SimulatedBipsync, database: str
+) -> None:
+    BipsyncToken.objects.update(validated_generation=0)
+    with transaction.atomic(using=database):
+        lifecycle.access_token(token)
+        if database == "postgresql":
+            with connections[database].cursor() as cursor:
+                cursor.execute("SHOW lock_timeout")
+                assert cursor.fetchone() == ("0",)
+        (other,) = at_once(1, lambda _: lifecycle.refresh(expire(token)))
+        assert not isinstance(other, Exception), other
+    assert reload(token).validated_generation == 2
+
+
+@on_servers
+def test_a_verdict_outlives_the_callers_rollback(
+    token: BipsyncToken, bipsync: SimulatedBipsync, database: str
+) -> None:
+    stranger = bipsync.sign({**bipsync.access_token_claims(token.subject), "aud": "elsewhere"})
+    sealed = token.seal("access_token", stranger)
+    BipsyncToken.objects.update(access_token=sealed, validated_generation=0)
+    with pytest.raises(ZeroDivisionError), transaction.atomic(using=database):
+        with pytest.raises(RefreshUnavailable, match="validate"):
+            lifecycle.access_token(token)
+        raise ZeroDivisionError
+    assert reload(token).last_error == "token_refused"
+
+
+@on_sqlite
+def test_sqlite_inside_a_transaction_looks_and_does_not_write(
+    token: BipsyncToken, bipsync: SimulatedBipsync, database: str
+) -> None:
+    BipsyncToken.objects.update(validated_generation=0)
+    with transaction.atomic(using=database):
+        assert lifecycle.access_token(token) == token.unseal("access_token")
+    assert reload(token).validated_generation == 0
+    lifecycle.access_token(token)
+    assert reload(token).validated_generation == 1
+
+
+def test_a_slow_secret_store_is_asked_once_and_before_the_clock_is_looked_at(
+    token: BipsyncToken, bipsync: SimulatedBipsync, settings: Any
+) -> None:
+    asked: list[int] = []
+
+    def secret() -> str:
+        asked.append(1)
+        if len(asked) > 1:
+            time.sleep(0.5)
+        return "portal-secret"
+
+    expired = expire(token)
+    settings.BIPSYNC = {**settings.BIPSYNC, "CLIENT_SECRET": secret}
+    assert bipsync.is_access_token_alive(lifecycle.access_token(expired))
+    assert len(asked) == 1
+
+
 # --- leases
 
 
@@ -890,7 +992,188 @@ def test_background_work_on_a_row_that_is_gone_does_nothing(token: BipsyncToken)
     assert lifecycle.refresh_if_due(pk) is Outcome.NOT_DUE
 
 
+def test_rows_of_inactive_people_are_put_off_and_not_looked_at_every_minute(
+    token: BipsyncToken, bipsync: SimulatedBipsync
+) -> None:
+    other = connect(bipsync, person=list(bipsync.users)[1])
+    assert token.user is not None
+    User.objects.filter(pk=token.user.pk).update(is_active=False)
+    expire(token, seconds_ago=10)
+    expire(other)
+    assert lifecycle.take_due(1) == [other.pk]
+    again = reload(token).next_refresh_at
+    assert again is not None
+    assert timedelta(hours=23) < again - timezone.now() <= timedelta(days=1)
+
+
+def test_two_who_take_at_once_take_each_row_once(
+    token: BipsyncToken, bipsync: SimulatedBipsync
+) -> None:
+    user = User.objects.create_user("everyone")
+    tokens = [_grant_for_subject(bipsync, f"{number:024x}", user) for number in range(12)]
+    for row in [token, *tokens]:
+        expire(row)
+    taken = at_once(4, lambda _: lifecycle.take_due(5))
+    pks = [pk for pks in taken if isinstance(pks, list) for pk in pks]
+    assert len(pks) == len(set(pks))
+    left = []
+    while more := lifecycle.take_due(5):
+        left += more
+    assert sorted(pks + left) == sorted(row.pk for row in [token, *tokens])
+
+
+def test_the_switch_hands_nothing_to_workers(token: BipsyncToken, settings: Any) -> None:
+    expire(token)
+    settings.BIPSYNC = {**settings.BIPSYNC, "REFRESH_ENABLED": False}
+    assert lifecycle.take_due(10) == []
+    settings.BIPSYNC = {**settings.BIPSYNC, "REFRESH_ENABLED": True}
+    assert lifecycle.take_due(10) == [token.pk]
+
+
+def test_on_demand_a_row_is_refreshed_when_it_is_needed_and_kept_alive_else(
+    token: BipsyncToken, bipsync: SimulatedBipsync, settings: Any
+) -> None:
+    settings.BIPSYNC = {**settings.BIPSYNC, "REFRESH_AHEAD": None, "KEEP_ALIVE": 7200}
+    expired = expire(token)
+    # It was due by the policy of before: taken, found not due, and scheduled anew.
+    assert lifecycle.take_due(10) == [token.pk]
+    assert lifecycle.refresh_if_due(token.pk) is Outcome.NOT_DUE
+    again = reload(token).next_refresh_at
+    assert again is not None
+    assert timedelta(minutes=45) < again - timezone.now() <= timedelta(minutes=60)
+    assert bipsync.is_access_token_alive(lifecycle.access_token(expired))
+    long_ago = timezone.now() - timedelta(hours=2)
+    BipsyncToken.objects.update(obtained_at=long_ago, next_refresh_at=long_ago)
+    assert lifecycle.take_due(10) == [token.pk]
+    assert lifecycle.refresh_if_due(token.pk) is Outcome.REFRESHED
+    assert bipsync.calls["refresh"] == 2
+
+
+def test_on_demand_a_failure_does_not_bring_the_row_to_the_workers(
+    token: BipsyncToken, bipsync: SimulatedBipsync, settings: Any
+) -> None:
+    settings.BIPSYNC = {**settings.BIPSYNC, "REFRESH_AHEAD": None}
+    lifecycle.access_token(expire(token))
+    planned = reload(token).next_refresh_at
+    BipsyncToken.objects.update(access_expires_at=timezone.now(), obtained_at=None)
+    bipsync.fail("token", Html(503))
+    with pytest.raises(RefreshUnavailable):
+        lifecycle.access_token(token)
+    row = reload(token)
+    assert (row.next_refresh_at, row.attempt) == (planned, 1)
+
+
+def test_a_lease_that_runs_out_while_others_wait_is_taken_over(
+    token: BipsyncToken, bipsync: SimulatedBipsync
+) -> None:
+    expired = expire(token)
+    assert lifecycle._claim(expired) is not None
+    soon = timezone.now() + timedelta(seconds=1)
+    BipsyncToken.objects.filter(pk=token.pk).update(lease_until=soon)
+    assert bipsync.is_access_token_alive(lifecycle.access_token(expired))
+    assert bipsync.calls["refresh"] == 1
+
+
+# --- what the API refused
+
+
+def test_a_refused_token_that_was_replaced_meanwhile_gives_the_present_one(
+    token: BipsyncToken, bipsync: SimulatedBipsync
+) -> None:
+    refused = token.unseal("access_token")
+    assert refused is not None
+    present = lifecycle.access_token(expire(token))
+    assert lifecycle.replace_refused(token, refused) == present != refused
+    assert bipsync.calls["refresh"] == 1
+
+
+@on_servers
+def test_a_refused_token_is_compared_outside_the_callers_transaction(
+    token: BipsyncToken, bipsync: SimulatedBipsync, database: str
+) -> None:
+    refused = token.unseal("access_token")
+    assert refused is not None
+    with transaction.atomic(using=database):
+        # From here on MariaDB shows this transaction the row as it is now.
+        BipsyncToken.objects.get(pk=token.pk)
+        (present,) = at_once(1, lambda _: lifecycle.access_token(expire(token)))
+        assert lifecycle.replace_refused(token, refused) == present != refused
+    assert bipsync.calls["refresh"] == 1
+
+
+def test_a_refused_token_is_refreshed_once_however_many_ask(
+    token: BipsyncToken, bipsync: SimulatedBipsync
+) -> None:
+    refused = _older(token, minutes=11)
+    bipsync.latency = 0.2
+    results = at_once(6, lambda _: lifecycle.replace_refused(token, refused))
+    assert len(set(results)) == 1
+    assert results[0] != refused
+    assert bipsync.calls["refresh"] == 1
+
+
+def test_a_young_token_that_is_refused_is_not_worth_a_refresh(
+    token: BipsyncToken, bipsync: SimulatedBipsync
+) -> None:
+    refused = _older(token, minutes=9)
+    assert lifecycle.replace_refused(token, refused) is None
+    assert bipsync.calls["refresh"] == 0
+
+
+def test_a_refused_token_of_a_withdrawn_grant_asks_for_a_sign_in(
+    token: BipsyncToken, bipsync: SimulatedBipsync
+) -> None:
+    refused = _older(token, minutes=11)
+    bipsync.withdraw(token.subject)
+    for _ in range(2):
+        # The second time the row says so, although the token has not expired.
+        with pytest.raises(SignInRequired):
+            lifecycle.replace_refused(token, refused)
+    assert bipsync.calls["refresh"] == 1
+
+
+def test_a_refused_token_that_cannot_be_replaced_now_says_so(
+    token: BipsyncToken, bipsync: SimulatedBipsync
+) -> None:
+    refused = _older(token, minutes=11)
+    bipsync.fail("token", Html(503))
+    with pytest.raises(RefreshUnavailable):
+        lifecycle.replace_refused(token, refused)
+    assert reload(token).status == Status.ACTIVE
+
+
+def test_sessions_can_be_ended_and_the_grant_stays(
+    token: BipsyncToken, bipsync: SimulatedBipsync
+) -> None:
+    lifecycle.end_sessions(token, actor=token.user)
+    row = reload(token)
+    assert row.sessions_valid_after is not None
+    assert (row.status, row.generation) == (Status.ACTIVE, token.generation)
+    event = TokenEvent.objects.get(name="sessions_ended")
+    assert event.actor_id == token.user_id
+
+
+def test_grants_are_found_by_their_scopes(token: BipsyncToken) -> None:
+    BipsyncToken.objects.update(scopes="research:read users:read")
+    found = BipsyncToken.objects.active()
+    assert found.with_scopes("users:read").count() == 1
+    assert found.with_scopes("users:read", "research:read").count() == 1
+    assert found.with_scopes().count() == 1
+    for missing in ("users", "read", "users:rea", "sers:read", "USERS:READ", "users:r%", "notes"):
+        assert found.with_scopes(missing).count() == 0, missing
+        assert found.with_scopes("users:read", missing).count() == 0
+
+
 # --- helpers
+
+
+def _older(token: BipsyncToken, *, minutes: float) -> str:
+    """Let the token be some minutes old, and return it."""
+    at = timezone.now() - timedelta(minutes=minutes)
+    BipsyncToken.objects.filter(pk=token.pk).update(obtained_at=at)
+    access_token = reload(token).unseal("access_token")
+    assert access_token is not None
+    return access_token
 
 
 def _store(sent: BipsyncToken, pair: TokenPair) -> BipsyncToken:

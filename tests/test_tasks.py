@@ -1,25 +1,27 @@
 """Celery: what goes through a broker, and a real worker with beat on a real transport."""
 
 import base64
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from datetime import timedelta
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from django.db import connections
 from django.utils import timezone
 
-from bipsync_django import tasks
-from bipsync_django.models import BipsyncToken, SpentState
+from bipsync_django import events, lifecycle, tasks
+from bipsync_django.models import BipsyncToken, HourlyCount, SpentState, TokenEvent
 from bipsync_django.schedule import BEAT_SCHEDULE
 from bipsync_django.testing import SimulatedBipsync
 from tests.celery_app import FOLDER
+from tests.databases import for_child
 from tests.grants import connect, expire, refresh_token_of, reload
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -107,39 +109,135 @@ def test_spent_states_are_forgotten_when_they_cannot_come_back(db: None, broker:
     assert [state.digest for state in SpentState.objects.all()] == ["new"]
 
 
+def test_old_events_and_counts_are_deleted_and_young_ones_kept(
+    token: BipsyncToken, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.BIPSYNC = {**settings.BIPSYNC, "KEEP_EVENTS": 30 * 86_400}
+    monkeypatch.setattr(events, "_BATCH", 2)
+    old = timezone.now() - timedelta(days=31)
+    young = [TokenEvent.objects.get().pk, HourlyCount.objects.get().pk]
+    for number in range(5):
+        TokenEvent.objects.create(tenant="acme", name="refresh_failed", at=old)
+        HourlyCount.objects.create(tenant="acme", name=str(number), hour=old)
+    tasks.prune()
+    assert [TokenEvent.objects.get().pk, HourlyCount.objects.get().pk] == young
+
+
+def test_pruning_is_bounded_and_goes_on_next_time(
+    token: BipsyncToken, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(events, "_BATCH", 2)
+    monkeypatch.setattr(events, "_BATCHES_AT_ONCE", 2)
+    old = timezone.now() - timedelta(days=400)
+    for _ in range(5):
+        TokenEvent.objects.create(tenant="acme", name="refresh_failed", at=old)
+    assert [events.prune() for _ in range(3)] == [4, 1, 0]
+
+
+def test_a_message_that_waited_for_an_hour_is_not_worked_on(
+    token: BipsyncToken, broker: Path
+) -> None:
+    expire(token)
+    tasks.refresh_due_tokens()
+    (message,) = broker.glob("*.msg")
+    expires = json.loads(message.read_text())["headers"]["expires"]
+    assert timedelta(minutes=9) < datetime.fromisoformat(expires) - timezone.now()
+    assert datetime.fromisoformat(expires) - timezone.now() <= lifecycle.TAKEN_FOR
+
+
+def test_tasks_are_acknowledged_when_done_and_have_limits() -> None:
+    refresh = tasks.refresh_token
+    assert (refresh.acks_late, refresh.reject_on_worker_lost) == (True, True)
+    # The hard limit leaves room for what the soft one waits for: a call, and a database that
+    # comes back within a minute.
+    assert refresh.time_limit is not None
+    assert refresh.time_limit > 10 + 60
+    for name in tasks.__all__:
+        task = getattr(tasks, name)
+        assert task.ignore_result
+        assert task.soft_time_limit < task.time_limit
+
+
+@pytest.mark.parametrize("interruption", ["SIGTERM to all processes", "soft time limit"])
+def test_a_worker_that_is_interrupted_stores_the_new_pair_first(
+    token: BipsyncToken, bipsync: SimulatedBipsync, broker: Path, tmp_path: Path, interruption: str
+) -> None:
+    before = refresh_token_of(expire(token))
+    bipsync.latency = 2.0
+    limit = 1 if interruption == "soft time limit" else None
+    tasks.refresh_token.apply_async((token.pk,), soft_time_limit=limit)
+    with Worker("prefork", bipsync, broker, tmp_path) as worker:
+        worker.wait_until(lambda: bipsync.calls["refresh"] == 1)
+        if interruption != "soft time limit":
+            os.killpg(worker.process.pid, signal.SIGTERM)
+        worker.wait_until(lambda: reload(token).generation > token.generation)
+        after = refresh_token_of(token)
+        if interruption == "soft time limit":
+            worker.wait_until(lambda: "SoftTimeLimitExceeded" in worker.told())
+    assert bipsync.is_alive(after)
+    assert not bipsync.is_alive(before)
+    assert bipsync.calls["refresh"] == 1
+
+
+class Worker:
+    """A Celery worker of its own process group, on the database of the test."""
+
+    def __init__(
+        self, pool: str, bipsync: SimulatedBipsync, broker: Path, folder: Path, *more: str
+    ) -> None:
+        self._log = folder / "worker.log"
+        self._command = [sys.executable, "-m", "celery", "--app", "tests.celery_app", "worker"]
+        self._command += ["--pool", pool, "--concurrency", "1", "--loglevel", "debug", *more]
+        self._environment = {
+            **for_child("default"),
+            "TEST_BIPSYNC": bipsync.url,
+            "TEST_BROKER": str(broker),
+        }
+
+    def __enter__(self) -> "Worker":
+        with self._log.open("wb") as output:
+            self.process = subprocess.Popen(
+                self._command,
+                env=self._environment,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.process.terminate()
+        try:
+            self.process.wait(timeout=20)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+
+    def told(self) -> str:
+        return self._log.read_text()
+
+    def wait_until(self, condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 60
+        while not condition():
+            assert time.monotonic() < deadline, self.told()
+            time.sleep(0.05)
+
+
 def test_a_real_worker_with_beat_refreshes_what_is_due(
     token: BipsyncToken, bipsync: SimulatedBipsync, broker: Path, tmp_path: Path
 ) -> None:
     expired = expire(token)
     before = refresh_token_of(token)
-    connections["default"].close()
-    log = tmp_path / "worker.log"
-    environment: dict[str, Any] = {
-        **os.environ,
-        "DJANGO_SETTINGS_MODULE": "tests.settings",
-        "TEST_SQLITE": str(connections["default"].settings_dict["NAME"]),
-        "TEST_BIPSYNC": bipsync.url,
-        "TEST_BROKER": str(broker),
-    }
-    command = [sys.executable, "-m", "celery", "--app", "tests.celery_app", "worker", "--beat"]
-    command += ["--pool", "solo", "--loglevel", "debug", "--schedule", str(tmp_path / "beat")]
-    with log.open("wb") as output:
-        worker = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
-        try:
-            deadline = time.monotonic() + 60
-            while reload(token).generation == expired.generation:
-                assert worker.poll() is None, log.read_text()
-                assert time.monotonic() < deadline, log.read_text()
-                time.sleep(0.1)
-        finally:
-            worker.terminate()
-            assert worker.wait(timeout=20) == 0, log.read_text()
+    more = ("--beat", "--schedule", str(tmp_path / "beat"))
+    with Worker("solo", bipsync, broker, tmp_path, *more) as worker:
+        worker.wait_until(lambda: reload(token).generation > expired.generation)
+    assert worker.process.returncode == 0, worker.told()
     after = refresh_token_of(token)
     assert bipsync.is_alive(after)
     assert not bipsync.is_alive(before)
     assert bipsync.calls["refresh"] == 1
     for secret in (before, after, "portal-secret"):
-        assert secret not in log.read_text()
+        assert secret not in worker.told()
 
 
 def test_the_schedule_names_tasks_that_exist() -> None:

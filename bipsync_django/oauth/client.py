@@ -16,6 +16,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any, NoReturn
 
 import requests
+from django.views.decorators.debug import sensitive_variables
 from oauthlib.oauth2 import WebApplicationClient
 from requests_oauthlib import OAuth2Session
 
@@ -79,6 +80,7 @@ def create_verifier() -> str:
     return secrets.token_urlsafe(48)
 
 
+@sensitive_variables()
 def authorization_url(
     tenant: Tenant, *, state: str, verifier: str, redirect_uri: str, scopes: Iterable[str]
 ) -> str:
@@ -106,6 +108,7 @@ def authorization_url(
     return tenant.authorize_url.partition("://")[0] + "://" + url.partition("://")[2]
 
 
+@sensitive_variables()
 def exchange_code(tenant: Tenant, *, code: str, verifier: str, redirect_uri: str) -> TokenPair:
     """Turn an authorization code into a pair (RFC 6749 section 4.1.3, RFC 7636 section 4.5).
 
@@ -123,19 +126,28 @@ def exchange_code(tenant: Tenant, *, code: str, verifier: str, redirect_uri: str
     return _pair(token)
 
 
-def refresh_pair(tenant: Tenant, refresh_token: str) -> TokenPair:
+@sensitive_variables()
+def refresh_pair(
+    tenant: Tenant,
+    refresh_token: str,
+    *,
+    client_secret: str | None = None,
+    not_after: float | None = None,
+) -> TokenPair:
     """Spend ``refresh_token`` for a new pair (RFC 6749 section 6). Never repeats the call.
 
-    No scope is asked for, so that the grant keeps the scopes it has.
+    No scope is asked for, so that the grant keeps the scopes it has. ``client_secret`` is the
+    tenant's, for a caller that has read it already; a secret store may be slow. After
+    ``not_after``, a time of ``time.monotonic()``, nothing is sent and no answer awaited.
 
     Raises ``GrantDead``, ``ProviderMisconfigured``, ``RetryLater`` or ``ConfigurationError``.
     """
-    session = _TokenEndpoint(tenant)
+    session = _TokenEndpoint(tenant, not_after=not_after)
     token = session.refresh_token(
         _https_alias(tenant.token_url),
         refresh_token=refresh_token,
         client_id=tenant.client_id,
-        client_secret=tenant.client_secret,
+        client_secret=tenant.client_secret if client_secret is None else client_secret,
     )
     return _pair(token)
 
@@ -158,11 +170,17 @@ class _TokenEndpoint(OAuth2Session):
     """
 
     def __init__(
-        self, tenant: Tenant, *, redirect_uri: str | None = None, dead_hints: bool = False
+        self,
+        tenant: Tenant,
+        *,
+        redirect_uri: str | None = None,
+        dead_hints: bool = False,
+        not_after: float | None = None,
     ) -> None:
         super().__init__(tenant.client_id, redirect_uri=redirect_uri)
         self._tenant = tenant
         self._dead_hints = dead_hints
+        self._not_after = not_after
 
     def request(  # type: ignore[override]
         self, method: str, url: str, data: dict[str, str] | None = None, **kwargs: object
@@ -175,13 +193,19 @@ class _TokenEndpoint(OAuth2Session):
                 max_bytes=_MAX_ANSWER,
                 data=data,
                 headers={"Accept": "application/json"},
+                not_after=self._not_after,
             )
         except ExchangeFailed as error:
             raise RetryLater(
-                error.code, "Bipsync's token endpoint gave no answer.", maybe_sent=error.maybe_sent
+                error.code,
+                "Bipsync's token endpoint gave no whole answer.",
+                maybe_sent=error.maybe_sent,
+                spent=error.status == 200,
             ) from None
-        answer = _json_object(response)
+        answer = _json_object(response.raw.read())
         if response.status_code != 200:
+            # Whether a grant has ended is not read from what calls itself a page or a text.
+            answer = answer if _is_json(response) else None
             _raise_for(response, answer, dead_hints=self._dead_hints)
         # Only what was checked reaches oauthlib's parser, whatever charset the header names.
         response.encoding = "utf-8"
@@ -189,11 +213,12 @@ class _TokenEndpoint(OAuth2Session):
         return response
 
 
-def _json_object(response: requests.Response) -> dict[str, Any] | None:
-    media_type = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
-    body = response.raw.read()
-    if media_type != "application/json":
-        return None
+def _is_json(response: requests.Response) -> bool:
+    media_type = response.headers.get("Content-Type", "").partition(";")[0]
+    return media_type.strip().lower() == "application/json"
+
+
+def _json_object(body: bytes) -> dict[str, Any] | None:
     try:
         answer = json.loads(body)
     except (ValueError, RecursionError):
@@ -202,14 +227,20 @@ def _json_object(response: requests.Response) -> dict[str, Any] | None:
 
 
 def _token_fields(answer: dict[str, Any] | None) -> dict[str, Any]:
+    """Return what a 200 hands out. How it is packed matters little: the old pair is dead already.
+
+    Whatever the media type, then, and with the token type or the refresh token left out.
+    """
     if answer is None:
         raise _nonsense()
     access_token = answer.get("access_token")
     refresh_token = answer.get("refresh_token")
     token_type = answer.get("token_type")
+    if refresh_token == "":
+        refresh_token = None
     if not _is_token(access_token) or not (refresh_token is None or _is_token(refresh_token)):
         raise _nonsense()
-    if not isinstance(token_type, str) or token_type.lower() != "bearer":
+    if token_type is not None and not _is_bearer(token_type):
         raise _nonsense()
     fields = {
         "access_token": access_token,
@@ -226,8 +257,12 @@ def _is_token(value: object) -> bool:
     return isinstance(value, str) and len(value) <= _MAX_TOKEN and bool(_VISIBLE.fullmatch(value))
 
 
+def _is_bearer(token_type: object) -> bool:
+    return isinstance(token_type, str) and token_type.lower() == "bearer"
+
+
 def _lifetime(value: object) -> int:
-    # A pair is not thrown away over a bad number: the old one is dead already.
+    # A pair is not thrown away over a bad number.
     if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 10:
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -238,7 +273,9 @@ def _lifetime(value: object) -> int:
 
 def _nonsense() -> RetryLater:
     return RetryLater(
-        "unexpected_answer", "Bipsync's token endpoint answered with something that is no token."
+        "unexpected_answer",
+        "Bipsync's token endpoint answered with something that is no token.",
+        spent=True,
     )
 
 

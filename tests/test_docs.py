@@ -561,6 +561,8 @@ def test_the_example_view_shows_the_profile(
     profile: Callable[[], str], bipsync: SimulatedBipsync
 ) -> None:
     assert "Ada Lovelace" in profile()
+    # A token that somebody else has replaced meanwhile is replaced here too.
+    BipsyncToken.objects.update(obtained_at=timezone.now() - timedelta(minutes=11))
     bipsync.fail("api", Answer(401))
     assert "Ada Lovelace" in profile()
 

@@ -15,7 +15,7 @@ from bipsync_django import durable, lifecycle
 from bipsync_django.exceptions import RefreshInsideTransaction, RefreshUnavailable
 from bipsync_django.models import TenantState
 from bipsync_django.testing import SimulatedBipsync
-from tests.databases import for_child, on_servers
+from tests.databases import for_child, on, on_servers
 from tests.grants import connect, expire, nearly_expire, refresh_token_of
 
 
@@ -78,12 +78,11 @@ def test_a_connection_that_cannot_be_opened_fails_before_the_work(
     assert begun == []
 
 
-@on_servers
+# Django pools connections to PostgreSQL only.
+@pytest.mark.parametrize("database", on("postgresql"), indirect=True)
 def test_a_connection_pool_that_is_used_up_fails_before_the_call(
     database: str, bipsync: SimulatedBipsync, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if database != "postgresql":
-        pytest.skip("Django pools connections to PostgreSQL only.")
     token = nearly_expire(connect(bipsync))
     bipsync.reset_calls()
     connection = connections[database]

@@ -164,7 +164,7 @@ def test_a_worker_that_is_interrupted_stores_the_new_pair_first(
 ) -> None:
     before = refresh_token_of(expire(token))
     bipsync.latency = 2.0
-    limit = 1 if interruption == "soft time limit" else None
+    limit = 1 if interruption == "soft time limit" else 60
     tasks.refresh_token.apply_async((token.pk,), soft_time_limit=limit)
     with Worker("prefork", bipsync, broker, tmp_path) as worker:
         worker.wait_until(lambda: bipsync.calls["refresh"] == 1)

@@ -10,7 +10,7 @@ import logging
 from datetime import timedelta
 
 from django.db import models
-from django.db.models import F, Q
+from django.db.models import F
 from django.utils import timezone
 
 from . import events, policy
@@ -96,11 +96,14 @@ def tenants_held_back() -> list[str]:
 def note_success(tenant: str) -> None:
     """The application works: close the breaker, forget what was counted."""
     states = _states().filter(tenant=tenant)
+    state = states.first()
+    if state is None or not (state.breaker_until or state.dead_in_a_row or state.failed_in_a_row):
+        return
     if states.exclude(breaker_until=None).update(**_CLOSED):
         events.record_for_tenant(tenant, TokenEvent.Name.BREAKER_CLOSED)
         logger.info("Bipsync works again for %s.", tenant)
     else:
-        states.filter(Q(dead_in_a_row__gt=0) | Q(failed_in_a_row__gt=0)).update(**_CLOSED)
+        states.update(**_CLOSED)
 
 
 def note_death(tenant: str) -> None:

@@ -345,7 +345,7 @@ def _obtain(
         return row
     _raise_if_held_back(row)
     return durable.outside_transaction(
-        lambda: _claim_or_wait(row.pk, generation, is_due, wait=wait), database()
+        lambda: _claim_or_wait(row, generation, is_due, wait=wait), database()
     )
 
 
@@ -356,18 +356,19 @@ def _needs_refresh(
 
 
 def _claim_or_wait(
-    pk: int, generation: int, is_due: Callable[[BipsyncToken], bool], *, wait: bool
+    row: BipsyncToken, generation: int, is_due: Callable[[BipsyncToken], bool], *, wait: bool
 ) -> BipsyncToken:
     give_up = time.monotonic() + WAIT_FOR_WINNER
     while True:
-        row = _read(pk)
-        if not _needs_refresh(row, generation, is_due):
-            return row
-        _raise_if_held_back(row)
+        # A row that was read too long ago, or in an older snapshot, gets no claim.
         claim = _claim(row)
         refreshed = _carry_out(claim) if claim is not None else None
         if refreshed is not None:
             return refreshed
+        row = _read(row.pk)
+        if not _needs_refresh(row, generation, is_due):
+            return row
+        _raise_if_held_back(row)
         if not wait or time.monotonic() > give_up:
             raise RefreshUnavailable("busy", "Another process is refreshing this token.")
         time.sleep(_POLL)
@@ -411,6 +412,8 @@ def _claim(row: BipsyncToken) -> _Claim | None:
         pk=row.pk,
         generation=row.generation,
         status=Status.ACTIVE,
+        # Who read the row before a refresh failed has to read it again, and wait.
+        attempt=row.attempt,
     )
     try:
         taken = durable.update(
@@ -544,7 +547,10 @@ class _Stored(enum.Enum):
 
 @sensitive_variables()
 def _store(sent: BipsyncToken, pair: TokenPair) -> _Stored:
-    """Step 7: the new pair, guarded by the generation that was sent and never by the lease."""
+    """Step 7: the new pair, guarded by the generation that was sent and never by the lease.
+
+    ``sent`` is then the row as it is.
+    """
     values = _pair_values(sent, pair)
     rows = _rows().filter(pk=sent.pk, generation=sent.generation)
 
@@ -554,6 +560,9 @@ def _store(sent: BipsyncToken, pair: TokenPair) -> _Stored:
         )
 
     if store(rows.filter(status=Status.ACTIVE)):
+        for name, value in values.items():
+            setattr(sent, name, value)
+        sent.generation += 1
         return _Stored.YES
     return _Stored.REVIVED if store(rows) else _Stored.NO
 
@@ -561,7 +570,7 @@ def _store(sent: BipsyncToken, pair: TokenPair) -> _Stored:
 @sensitive_variables()
 def _tell(sent: BipsyncToken, pair: TokenPair, stored: _Stored) -> BipsyncToken:
     """Record what became of the new pair, validate it if it is stored, and send the signal."""
-    row = _read(sent.pk)
+    row = sent if stored is _Stored.YES else _read(sent.pk)
     if stored is _Stored.NO and not _holds(row, pair):
         record(row, Event.DISCARDED, generation=sent.generation + 1)
         return row

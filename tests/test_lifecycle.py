@@ -354,6 +354,17 @@ def test_an_expired_lease_is_taken_over_and_the_doubt_is_noted(
     assert reload(token).in_doubt_at is not None
 
 
+def test_who_read_the_row_before_a_refresh_failed_does_not_try_at_once_again(
+    token: BipsyncToken, bipsync: SimulatedBipsync
+) -> None:
+    stale = expire(token)
+    bipsync.fail("token", Html(503))
+    with pytest.raises(RefreshUnavailable):
+        lifecycle.access_token(token)
+    assert lifecycle._claim(stale) is None
+    assert bipsync.calls["token"] == 1
+
+
 def test_a_lease_in_force_makes_background_work_give_way_and_foreground_wait(
     token: BipsyncToken, bipsync: SimulatedBipsync, monkeypatch: pytest.MonkeyPatch
 ) -> None:

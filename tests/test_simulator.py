@@ -1109,6 +1109,17 @@ def test_requests_are_counted_and_recorded(application: Application) -> None:
     assert server.requests == []
 
 
+def test_requests_of_one_connection_have_one_peer(application: Application) -> None:
+    server = application.server
+    with requests.Session() as session:
+        session.get(server.jwks_url)
+        session.get(server.jwks_url)
+    requests.get(server.jwks_url)
+    first, second, third = [request.peer for request in server.requests]
+    assert first == second != third
+    assert first[0] == "127.0.0.1"
+
+
 def test_the_settings_point_to_it(simulated: SimulatedBipsync) -> None:
     assert simulated.settings == {
         "CLIENT": "acme",

@@ -12,7 +12,8 @@ HTML = "text/html; charset=UTF-8"
 class Request:
     """One request as it arrived.
 
-    ``headers`` is case-insensitive. ``query`` is the raw query string.
+    ``headers`` is case-insensitive. ``query`` is the raw query string. ``peer`` is the client's
+    address and port, one for each connection.
     """
 
     method: str
@@ -20,6 +21,7 @@ class Request:
     query: str
     headers: Mapping[str, str]
     body: bytes = b""
+    peer: tuple[str, int] = ("", 0)
 
 
 @dataclass(frozen=True)
@@ -49,13 +51,15 @@ def json_response(
 class RecordedRequest:
     """A request that the simulator received, for assertions.
 
-    ``form`` holds the parameters of a form or JSON body, secrets included.
+    ``form`` holds the parameters of a form or JSON body, secrets included. Requests with the same
+    ``peer``, an address and a port, came over the same connection.
     """
 
     method: str
     path: str
     headers: Mapping[str, str]
     form: Mapping[str, object]
+    peer: tuple[str, int] = ("", 0)
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,8 @@ class _Handler(BaseHTTPRequestHandler):
             return
         target = urlsplit(self.path)
         headers = CaseInsensitiveDict(self.headers.items())
-        request = Request(self.command, target.path, target.query, headers, body)
+        peer = (str(self.client_address[0]), self.client_address[1])
+        request = Request(self.command, target.path, target.query, headers, body, peer)
         response = self.server.exchange(request)
         if response is None:
             self._hang_up()

@@ -249,7 +249,7 @@ class SimulatedBipsync(Provider):
         with self._lock:
             self.calls.update(names)
             self._requests.append(
-                RecordedRequest(request.method, request.path, request.headers, form)
+                RecordedRequest(request.method, request.path, request.headers, form, request.peer)
             )
 
     # Answering

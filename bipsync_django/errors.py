@@ -13,7 +13,6 @@ WORDS: Mapping[str, Promise] = {
     "connection_error": _("Bipsync could not be reached."),
     "configuration": _("This site's settings for Bipsync are not complete."),
     "disabled": _("Refreshing is switched off (REFRESH_ENABLED)."),
-    "encoded": _("Bipsync's answer could not be read."),
     "forbidden": _("Bipsync does not accept calls from this server's address (IP allow-list)."),
     "invalid_client": _("Bipsync refused the client id or client secret."),
     "invalid_grant": _("Bipsync says that the permission was withdrawn or has run out."),

@@ -1,20 +1,34 @@
-"""What a person is told when a sign-in ends without them being signed in.
+"""What is told to somebody who cannot be shown what they asked for: a person, or a program.
 
 The sentences are for staff members: no vocabulary of OAuth, and never the provider's own text.
 """
 
+import logging
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlencode
 
+from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.shortcuts import render
+from django.urls import reverse
+from django.utils.cache import add_never_cache_headers
 from django.utils.functional import Promise
 from django.utils.translation import gettext_lazy as _
 
-__all__ = ["FAILURES", "Failure"]
+from .flow import safe_next
+
+__all__ = ["FAILURES", "Failure", "login_url", "refuse", "refuse_program", "wants_page"]
+
+logger = logging.getLogger(__name__)
+
+_TRY_AGAIN = _("Try again")
 
 
 @dataclass(frozen=True)
 class Failure:
-    """One way for a sign-in to end: the HTTP status, a heading and a sentence or two.
+    """One way not to get on: the HTTP status, a heading, a sentence or two, and a link's words.
 
     ``needs_administrator`` says that trying again alone will not help.
     """
@@ -23,13 +37,14 @@ class Failure:
     title: Promise
     text: Promise
     needs_administrator: bool = False
+    retry: Promise = _TRY_AGAIN
 
 
 FAILURES: Mapping[str, Failure] = {
     "declined": Failure(
         403,
         _("You did not give permission"),
-        _("You chose not to let this site sign you in with Bipsync, so nothing has changed."),
+        _("You chose not to let this site use Bipsync for you, so nothing has changed."),
     ),
     "unknown_state": Failure(
         400,
@@ -69,6 +84,45 @@ FAILURES: Mapping[str, Failure] = {
         _("This site cannot sign you in at the moment"),
         _("It is not you, and not Bipsync. Please wait a minute, then try again."),
     ),
+    "other_person": Failure(
+        403,
+        _("Somebody else is signed in here now"),
+        _(
+            "This was begun by another person than the one who is signed in here now, so nothing "
+            "has changed."
+        ),
+        retry=_("Continue"),
+    ),
+    "other_account": Failure(
+        403,
+        _("You are signed in at Bipsync as somebody else"),
+        _(
+            "The Bipsync account that answered is not the one that belongs to you here, so "
+            "nothing has changed. Sign out at Bipsync, then try again."
+        ),
+    ),
+    "missing_scope": Failure(
+        403,
+        _("This page needs another permission"),
+        _(
+            "You have just been at Bipsync, but what this page needs was not allowed there. You "
+            "can be asked once more."
+        ),
+        retry=_("Ask again"),
+    ),
+    "no_connection": Failure(
+        403,
+        _("Your connection to Bipsync does not work"),
+        _(
+            "You have just been at Bipsync, and it still does not answer for you. Please wait a "
+            "minute, then try again."
+        ),
+    ),
+    "no_answer": Failure(
+        503,
+        _("Bipsync cannot be asked at the moment"),
+        _("It is not you, and you are still signed in. Please wait a minute, then try again."),
+    ),
     "misconfigured": Failure(
         503,
         _("Signing in with Bipsync is not set up correctly"),
@@ -80,6 +134,22 @@ FAILURES: Mapping[str, Failure] = {
         _("Bipsync's answer could not be trusted"),
         _("You have not been signed in, to be on the safe side."),
         needs_administrator=True,
+    ),
+    "address_refused": Failure(
+        502,
+        _("Bipsync does not accept calls from this site"),
+        _("It is not you. An administrator of this site has to look at it."),
+        needs_administrator=True,
+    ),
+    "not_permitted": Failure(
+        502,
+        _("Bipsync did not allow what this page asked for"),
+        _(
+            "If you have just taken your permission back at Bipsync, sign in again. If you have "
+            "not, an administrator of this site has to look at it."
+        ),
+        needs_administrator=True,
+        retry=_("Sign in again"),
     ),
     "not_allowed": Failure(
         403,
@@ -112,3 +182,83 @@ FAILURES: Mapping[str, Failure] = {
         needs_administrator=True,
     ),
 }
+
+
+def wants_page(request: HttpRequest) -> bool:
+    """Return whether a person in front of a browser waits for a page, and no program for data.
+
+    Browsers say so themselves in ``Sec-Fetch-Mode`` (Fetch Metadata). Where that is missing, as
+    over plain http, a JSON body, ``X-Requested-With`` and an ``Accept`` that does not name HTML
+    tell a program. A request without ``Accept`` counts as a person's: so is Django's test client.
+    """
+    mode = request.headers.get("Sec-Fetch-Mode")
+    if mode is not None:
+        return mode == "navigate"
+    if request.headers.get("X-Requested-With") == "XMLHttpRequest":
+        return False
+    if request.content_type == "application/json":
+        return False
+    return "Accept" not in request.headers or any(
+        f"{kind.main_type}/{kind.sub_type}" in {"text/html", "application/xhtml+xml", "text/*"}
+        for kind in request.accepted_types
+    )
+
+
+def refuse(
+    request: HttpRequest, reason: str, detail: str, *, retry_url: str, as_page: bool = True
+) -> HttpResponse:
+    """Return the page (or, without ``as_page``, the JSON) for ``reason``, and log why.
+
+    ``reason`` is a key of ``FAILURES``, or a site's own. ``detail`` goes into the log alone, under
+    the reference that the person is given. ``retry_url`` is where the page's link leads.
+    """
+    # A site's own policy may give a reason of its own.
+    failure = FAILURES.get(reason) or FAILURES["not_allowed"]
+    reference = f"{secrets.token_hex(2)}-{secrets.token_hex(2)}".upper()
+    is_for_administrators = failure.needs_administrator and failure.status >= 500
+    logger.log(
+        logging.ERROR if is_for_administrators else logging.WARNING,
+        "Refused, reference %s: %s (%s)",
+        reference,
+        reason,
+        detail,
+    )
+    response: HttpResponse
+    if as_page:
+        context = {
+            "failure": failure,
+            "reason": reason,
+            "reference": reference,
+            "retry_url": retry_url,
+        }
+        response = render(request, "bipsync_django/failure.html", context, status=failure.status)
+    else:
+        detail = f"{failure.title}. {failure.text}"
+        content = {"error": reason, "detail": detail, "reference": reference}
+        response = JsonResponse(content, status=failure.status)
+    if failure.status == 503:
+        response.headers["Retry-After"] = "60"
+    add_never_cache_headers(response)
+    return response
+
+
+def refuse_program(request: HttpRequest, error: str, **more: Any) -> HttpResponse:
+    """Return the 401 for a program whose person has to go to Bipsync first.
+
+    ``error`` and ``more`` are members of the JSON answer. Where signing in helps, it says where:
+    at an address that leads back to the page that the program runs in, if that is known.
+    """
+    if error == "sign_in_required":
+        page = safe_next(request, request.headers.get("Referer", ""))
+        more["sign_in_url"] = login_url(page)
+    response = JsonResponse({"error": error, **more}, status=401)
+    # RFC 9110, section 15.5.2, wants one. No browser opens its password box for this name.
+    response.headers["WWW-Authenticate"] = "Session"
+    add_never_cache_headers(response)
+    return response
+
+
+def login_url(next_url: str) -> str:
+    """Return the address of the sign-in, which goes on to ``next_url``."""
+    query = f"?{urlencode({'next': next_url})}" if next_url else ""
+    return reverse("bipsync:login") + query

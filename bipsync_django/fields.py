@@ -15,6 +15,7 @@ from django.core.signals import setting_changed
 from django.db import models
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.dispatch import receiver
+from django.views.decorators.debug import sensitive_variables
 
 from .exceptions import ConfigurationError, SecretUnreadable
 
@@ -38,6 +39,7 @@ class Sealed:
     def __init__(self, ciphertext: str) -> None:
         self.ciphertext = ciphertext
 
+    @sensitive_variables()
     def unseal(self, *place: str) -> str:
         """Return the secret that was sealed for exactly this ``place``.
 
@@ -64,6 +66,7 @@ class Sealed:
         return hash(self.ciphertext)
 
 
+@sensitive_variables()
 def seal(value: str, *place: str) -> Sealed:
     """Encrypt ``value`` together with the ``place`` that it is for (row identity and column)."""
     ciphertext: bytes = encrypted_fields.encrypt_str(json.dumps([*place, value]))

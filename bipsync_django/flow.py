@@ -14,6 +14,7 @@ import json
 import re
 import secrets
 import time
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 
@@ -32,7 +33,22 @@ from .exceptions import SignInRefused
 from .models import SpentState
 from .oauth.client import authorization_url, create_verifier
 
-__all__ = ["Trip", "begin", "end", "find", "prune", "recall", "safe_next", "spend"]
+__all__ = [
+    "SIGN_IN",
+    "STEP_UP",
+    "Trip",
+    "begin",
+    "end",
+    "find",
+    "prune",
+    "recall",
+    "safe_next",
+    "spend",
+]
+
+# What a trip is for: the sign-in page's own, or one that a page needs before it can be shown.
+SIGN_IN = "sign-in"
+STEP_UP = "step-up"
 
 LIFETIME = 600
 # A trip that took too long can still be told from an unknown one, and knows where it was going.
@@ -47,7 +63,11 @@ _PREFIX = "bipsync-"
 
 @dataclass(frozen=True)
 class Trip:
-    """What this site remembers while the browser is at Bipsync. ``started`` is a Unix time."""
+    """What this site remembers while the browser is at Bipsync.
+
+    ``started`` is a Unix time. ``user`` is the primary key, as text, of the person whom the trip
+    is bound to; it is empty for a trip that anybody may end.
+    """
 
     state: str = field(repr=False)
     verifier: str = field(repr=False)
@@ -57,24 +77,35 @@ class Trip:
     redirect_uri: str
     next: str
     started: float
+    # With a default, so that trips which an earlier version began can be ended.
+    user: str = ""
 
 
 def begin(
-    request: HttpRequest, tenant: Tenant, *, purpose: str = "sign-in", next_url: str = ""
+    request: HttpRequest,
+    tenant: Tenant,
+    *,
+    purpose: str = SIGN_IN,
+    next_url: str = "",
+    scopes: Iterable[str] | None = None,
+    user: str = "",
 ) -> HttpResponseRedirect:
     """Return the redirect to Bipsync that starts a trip. Raises ``ConfigurationError``.
 
-    ``next_url`` is where to go afterwards; an unsafe one is dropped.
+    ``purpose`` is ``SIGN_IN`` or ``STEP_UP``. ``next_url`` is where to go afterwards; an unsafe
+    one is dropped. ``scopes`` are those to ask for, by default the tenant's. ``user`` is the
+    primary key, as text, of the only person whom this trip may be for.
     """
     trip = Trip(
         state=secrets.token_urlsafe(32),
         verifier=create_verifier(),
         purpose=purpose,
         tenant=tenant.slug,
-        scopes=tenant.scopes,
+        scopes=tenant.scopes if scopes is None else tuple(scopes),
         redirect_uri=tenant.redirect_uri or request.build_absolute_uri(reverse("bipsync:callback")),
         next=safe_next(request, next_url),
         started=time.time(),
+        user=user,
     )
     response = HttpResponseRedirect(
         authorization_url(

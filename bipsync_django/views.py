@@ -1,9 +1,6 @@
 """The browser side of signing in and out."""
 
-import logging
-import secrets
 from typing import Any
-from urllib.parse import urlencode
 
 from django.conf import settings
 from django.contrib.auth import authenticate, login
@@ -13,7 +10,6 @@ from django.contrib.auth.models import AbstractBaseUser
 from django.db import Error, connections, transaction
 from django.http import HttpRequest, HttpResponse, HttpResponseBase, HttpResponseRedirect, QueryDict
 from django.shortcuts import render, resolve_url
-from django.urls import reverse
 from django.utils.decorators import method_decorator
 from django.utils.encoding import escape_uri_path
 from django.views.decorators.cache import never_cache
@@ -23,6 +19,7 @@ from django.views.generic import View
 from . import flow, lifecycle
 from .backends import SignIn
 from .conf import Tenant, get_tenant
+from .decorators import note_return
 from .exceptions import (
     ConfigurationError,
     GrantDead,
@@ -32,13 +29,13 @@ from .exceptions import (
     SignInRefused,
     TokenRefused,
 )
-from .failures import FAILURES
+from .failures import login_url, refuse
+from .middleware import stamp
+from .models import BipsyncToken
 from .oauth.claims import Claims, validate_access_token
 from .oauth.client import TokenPair, exchange_code
 
 __all__ = ["CallbackView", "LoginView", "LogoutView"]
-
-logger = logging.getLogger(__name__)
 
 _RESUMED = "resumed"
 _LONGEST_PARAMETER = 8192
@@ -74,31 +71,12 @@ class _SignInView(View):
         return response
 
     def refuse(self, request: HttpRequest, refused: SignInRefused) -> HttpResponse:
-        """Answer with a page that says why, and log the same under a reference."""
-        # A site's own policy may give a reason of its own.
-        failure = FAILURES.get(refused.reason) or FAILURES["not_allowed"]
-        reference = f"{secrets.token_hex(2)}-{secrets.token_hex(2)}".upper()
-        is_for_administrators = failure.needs_administrator and failure.status >= 500
-        logger.log(
-            logging.ERROR if is_for_administrators else logging.WARNING,
-            "Sign-in refused, reference %s: %s (%s)",
-            reference,
-            refused.reason,
-            refused,
-        )
-        context = {
-            "failure": failure,
-            "reason": refused.reason,
-            "reference": reference,
-            "retry_url": _login_url(self.next_url(request)),
-        }
-        response = render(request, "bipsync_django/failure.html", context, status=failure.status)
-        if failure.status == 503:
-            response.headers["Retry-After"] = "60"
-        return response
+        """Answer with a page that says why."""
+        retry_url = self.retry_url(request, refused.reason)
+        return refuse(request, refused.reason, str(refused), retry_url=retry_url)
 
-    def next_url(self, request: HttpRequest) -> str:
-        """Where the person was going."""
+    def retry_url(self, request: HttpRequest, reason: str) -> str:
+        """Where to start again."""
         raise NotImplementedError
 
 
@@ -107,11 +85,14 @@ class LoginView(_SignInView):
 
     def get(self, request: HttpRequest) -> HttpResponse:
         try:
-            return flow.begin(request, get_tenant(), next_url=self.next_url(request))
+            return flow.begin(request, get_tenant(), next_url=self._next_url(request))
         except ConfigurationError as error:
             raise SignInRefused("misconfigured", str(error)) from error
 
-    def next_url(self, request: HttpRequest) -> str:
+    def retry_url(self, request: HttpRequest, reason: str) -> str:
+        return login_url(self._next_url(request))
+
+    def _next_url(self, request: HttpRequest) -> str:
         return flow.safe_next(request, request.GET.get("next", ""))
 
 
@@ -125,15 +106,17 @@ class CallbackView(_SignInView):
         flow.spend(trip)
         if "error" in request.GET:
             self._raise_provider_error()
+        self._expect_the_same_person(trip)
         claims, pair, tenant = self._redeem(trip, self._parameter("code"))
-        user = self._sign_in(trip, tenant, claims, pair)
+        user, token = self._sign_in(trip, tenant, claims, pair)
         if not user.is_active:
             # Created so, to be switched on by somebody: the next request would not know them.
             raise SignInRefused("inactive", f"The user with primary key {user.pk} is inactive.")
         login(request, user)  # type: ignore[arg-type]
-        response = HttpResponseRedirect(
-            flow.safe_next(request, trip.next) or resolve_url(settings.LOGIN_REDIRECT_URL)
-        )
+        stamp(request, token)
+        if trip.purpose == flow.STEP_UP:
+            note_return(request, trip)
+        response = HttpResponseRedirect(_destination(request, trip))
         flow.end(request, response, trip.state)
         return response
 
@@ -146,9 +129,14 @@ class CallbackView(_SignInView):
         request.META["QUERY_STRING"] = ""
         return response
 
-    def next_url(self, request: HttpRequest) -> str:
+    def retry_url(self, request: HttpRequest, reason: str) -> str:
         trip = flow.recall(request, request.GET.get("state", ""))
-        return trip.next if trip is not None else ""
+        if reason == "other_person":
+            return resolve_url(settings.LOGIN_REDIRECT_URL)
+        if trip is not None and trip.purpose == flow.STEP_UP:
+            # The page itself knows what to ask for.
+            return _destination(request, trip)
+        return login_url(trip.next if trip is not None else "")
 
     def _parameter(self, name: str) -> str:
         values = self.request.GET.getlist(name)
@@ -179,6 +167,16 @@ class CallbackView(_SignInView):
         known = error if error in _PROVIDER_ERRORS else "an error of its own"
         raise SignInRefused(reason, f"Bipsync sent the browser back with {known}.")
 
+    def _expect_the_same_person(self, trip: flow.Trip) -> None:
+        """A trip that one person began must not end in the session of another (RFC 9700, 4.7)."""
+        try:
+            user = self.request.user
+            is_other = bool(trip.user) and user.is_authenticated and str(user.pk) != trip.user
+        except Error as error:
+            raise SignInRefused("storage_unavailable", type(error).__name__) from error
+        if is_other:
+            raise SignInRefused("other_person", "The session is by now another person's.")
+
     @sensitive_variables()
     def _redeem(self, trip: flow.Trip, code: str) -> tuple[Claims, TokenPair, Tenant]:
         try:
@@ -200,10 +198,16 @@ class CallbackView(_SignInView):
     @sensitive_variables()
     def _sign_in(
         self, trip: flow.Trip, tenant: Tenant, claims: Claims, pair: TokenPair
-    ) -> AbstractBaseUser:
+    ) -> tuple[AbstractBaseUser, BipsyncToken]:
         signed_in: list[AbstractBaseUser] = []
 
         def resolve_user(known: AbstractBaseUser | None) -> AbstractBaseUser:
+            if trip.user and (known is None or str(known.pk) != trip.user):
+                raise SignInRefused(
+                    "other_account",
+                    f"The trip was begun for the user with primary key {trip.user}, and the "
+                    f"Bipsync account belongs to {'nobody' if known is None else known.pk}.",
+                )
             user = authenticate(self.request, bipsync=SignIn(tenant, claims, known))
             if user is None:
                 raise SignInRefused(
@@ -215,10 +219,14 @@ class CallbackView(_SignInView):
             return user
 
         try:
-            lifecycle.sign_in(tenant, claims, pair, scopes=trip.scopes, resolve_user=resolve_user)
+            token = lifecycle.sign_in(
+                tenant, claims, pair, scopes=trip.scopes, resolve_user=resolve_user
+            )
+        except ConfigurationError as error:
+            raise SignInRefused("misconfigured", str(error)) from error
         except Error as error:
             raise SignInRefused("storage_unavailable", type(error).__name__) from error
-        return signed_in[0]
+        return signed_in[0], token
 
 
 @method_decorator(login_not_required, name="dispatch")
@@ -234,9 +242,8 @@ class LogoutView(auth_views.LogoutView):
         return self.request.get_full_path() if url == self.request.path else url
 
     def get_context_data(self, **kwargs: Any) -> dict[str, Any]:
-        return super().get_context_data(login_url=_login_url(""), **kwargs)
+        return super().get_context_data(login_url=login_url(""), **kwargs)
 
 
-def _login_url(next_url: str) -> str:
-    query = f"?{urlencode({'next': next_url})}" if next_url else ""
-    return reverse("bipsync:login") + query
+def _destination(request: HttpRequest, trip: flow.Trip) -> str:
+    return flow.safe_next(request, trip.next) or resolve_url(settings.LOGIN_REDIRECT_URL)

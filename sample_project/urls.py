@@ -12,6 +12,7 @@ admin.site.index_title = "Staff portal"
 urlpatterns = [
     path("", views.front, name="front"),
     path("research/", views.research, name="research"),
+    path("projects/", views.projects, name="projects"),
     path("profile/", views.profile, name="profile"),
     path("bipsync/", include("bipsync_django.urls")),
     path("admin/", admin.site.urls),

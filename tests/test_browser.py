@@ -6,6 +6,7 @@ two sites, as a portal and Bipsync are.
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,13 @@ from playwright.sync_api import BrowserContext, Page, expect
 from pytest_django.live_server_helper import LiveServer
 
 import bipsync_django
-from bipsync_django import views
+import tests.urls
+from bipsync_django import lifecycle, views
+from bipsync_django.exceptions import AddressRefused
 from bipsync_django.models import BipsyncToken, SpentState
 from bipsync_django.testing import Answer, SimulatedBipsync
 from tests.browser import CALLBACK, LOGIN, LOGOUT, chromium
+from tests.grants import expire
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -247,6 +251,153 @@ def test_a_failure_page_works_with_the_keyboard_alone(page: Page) -> None:
     assert outline == "3px"
     page.keyboard.press("Enter")
     expect(page.get_by_role("heading", name="Sign in to portal")).to_be_visible()
+
+
+# --- grants that end, and pages that need more
+
+
+@pytest.fixture
+def checked_at_once(settings: Any) -> None:
+    settings.BIPSYNC = {**settings.BIPSYNC, "SESSION_CHECK_INTERVAL": 0}
+
+
+def shoot(page: Page, name: str) -> None:
+    if SHOTS:
+        page.screenshot(path=f"{SHOTS}/{name}.png")
+
+
+@pytest.mark.usefixtures("checked_at_once")
+def test_a_grant_that_was_withdrawn_is_renewed_on_the_way_to_the_next_page(
+    page: Page, portal: str, bipsync: SimulatedBipsync
+) -> None:
+    sign_in(page)
+    bipsync.withdraw("ada@acme.example")
+    lifecycle.refresh_if_due(expire(BipsyncToken.objects.get()).pk)
+    assert BipsyncToken.objects.get().status == "needs_sign_in"
+    page.goto("/?tab=2")
+    expect(page.get_by_role("heading", name="Sign in to portal")).to_be_visible()
+    allow(page)
+    expect(page.locator("body")).to_have_text("Signed in as ada")
+    assert page.url == f"{portal}/?tab=2"
+    assert BipsyncToken.objects.get().status == "active"
+
+
+@pytest.mark.usefixtures("checked_at_once")
+def test_who_declines_to_renew_a_grant_is_told_so_and_can_sign_in_after_all(
+    page: Page, portal: str, bipsync: SimulatedBipsync
+) -> None:
+    sign_in(page)
+    bipsync.withdraw("ada@acme.example")
+    lifecycle.refresh_if_due(expire(BipsyncToken.objects.get()).pk)
+    assert BipsyncToken.objects.get().status == "needs_sign_in"
+    page.goto("/?tab=2")
+    page.get_by_role("button", name="Cancel").click()
+    assert reason(page) == "declined"
+    page.get_by_role("link", name="Try again").click()
+    allow(page)
+    expect(page.locator("body")).to_have_text("Signed in as ada")
+    assert page.url == f"{portal}/?tab=2"
+
+
+def test_a_page_that_needs_more_asks_for_it_and_is_shown(page: Page, portal: str) -> None:
+    sign_in(page)
+    page.goto("/research/?tab=2")
+    expect(page.locator("#scopes")).to_contain_text("Read research notes")
+    allow(page)
+    expect(page.locator("body")).to_have_text("5 research notes")
+    assert page.url == f"{portal}/research/?tab=2"
+
+
+@pytest.mark.usefixtures("strict")
+def test_a_page_that_needs_more_works_with_strict_cookies(page: Page, portal: str) -> None:
+    sign_in(page)
+    page.goto("/research/?tab=2")
+    allow(page)
+    expect(page.locator("body")).to_have_text("5 research notes")
+    assert User.objects.count() == 1
+
+
+def test_who_declines_what_a_page_needs_is_told_so_and_not_asked_in_a_circle(
+    page: Page, portal: str
+) -> None:
+    sign_in(page)
+    page.goto("/research/?tab=2")
+    page.get_by_role("button", name="Cancel").click()
+    expect(page.get_by_role("heading")).to_have_text("You did not give permission")
+    shoot(page, "step-up-declined")
+    page.get_by_role("link", name="Try again").click()
+    expect(page.locator("#scopes")).to_contain_text("Read research notes")
+    page.get_by_role("button", name="Cancel").click()
+    expect(page.get_by_role("heading")).to_have_text("You did not give permission")
+    page.goto("/")
+    expect(page.locator("body")).to_have_text("Signed in as ada")
+    page.goto("/research/?tab=2")
+    allow(page)
+    expect(page.locator("body")).to_have_text("5 research notes")
+    assert page.url == f"{portal}/research/?tab=2"
+
+
+def test_who_comes_back_without_what_a_page_needs_is_told_so_and_can_be_asked_again(
+    page: Page, portal: str, bipsync: SimulatedBipsync
+) -> None:
+    sign_in(page)
+    ada = bipsync.find_user("ada@acme.example")
+    bipsync.add_user(replace(ada, extra={"scopes": ["users:read"]}))
+    page.goto("/research/?tab=2")
+    allow(page)
+    assert reason(page) == "missing_scope"
+    shoot(page, "missing-scope")
+    bipsync.add_user(ada)
+    page.get_by_role("link", name="Ask again").click()
+    allow(page)
+    expect(page.locator("body")).to_have_text("5 research notes")
+    assert page.url == f"{portal}/research/?tab=2"
+
+
+def test_another_bipsync_account_does_not_answer_for_the_person_who_was_asked(
+    page: Page, portal: str
+) -> None:
+    sign_in(page)
+    page.goto("/research/")
+    allow(page, "Grace Hopper")
+    expect(page.get_by_role("heading")).to_have_text(
+        "You are signed in at Bipsync as somebody else"
+    )
+    shoot(page, "other-account")
+    assert User.objects.count() == BipsyncToken.objects.count() == 1
+    page.get_by_role("link", name="Try again").click()
+    allow(page)
+    expect(page.locator("body")).to_have_text("5 research notes")
+
+
+def test_a_trip_does_not_end_in_the_session_of_the_next_person(
+    context: BrowserContext, portal: str
+) -> None:
+    adas, graces = context.new_page(), context.new_page()
+    sign_in(adas)
+    adas.goto("/research/")
+    graces.goto(LOGIN)
+    allow(graces, "Grace Hopper")
+    expect(graces.locator("body")).to_have_text("Signed in as grace")
+    allow(adas)
+    expect(adas.get_by_role("heading")).to_have_text("Somebody else is signed in here now")
+    shoot(adas, "other-person")
+    adas.get_by_role("link", name="Continue").click()
+    expect(adas.locator("body")).to_have_text("Signed in as grace")
+
+
+def test_an_address_that_bipsync_refuses_is_a_page(
+    page: Page, portal: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: Any) -> None:
+        raise AddressRefused("not on the list")
+
+    page.goto("/research/")
+    allow(page)
+    monkeypatch.setattr(tests.urls, "api_session", refuse)
+    page.goto("/research/")
+    assert reason(page) == "address_refused"
+    shoot(page, "address-refused")
 
 
 # --- SameSite=Strict

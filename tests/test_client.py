@@ -8,6 +8,8 @@ import json
 import os
 import re
 import socket
+import time
+import zlib
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -277,6 +279,48 @@ def test_odd_characters_in_secrets_arrive_as_they_are(
     assert request.form["grant_type"] == "refresh_token"
 
 
+def test_a_client_secret_that_was_read_already_is_not_read_again(
+    bipsync: SimulatedBipsync, tenant: Tenant
+) -> None:
+    unset = dataclasses.replace(tenant, client_secret_source="env:BIPSYNC_NO_SUCH_VARIABLE")
+    for secret in ("read before", ""):
+        bipsync.fail("token", Answer(200, PAIR))
+        refresh_pair(unset, "def50200old", client_secret=secret)
+        assert bipsync.requests[-1].form.get("client_secret", "") == secret
+
+
+def test_nothing_is_sent_when_the_client_secret_has_taken_too_long(
+    bipsync: SimulatedBipsync, tenant: Tenant
+) -> None:
+    not_after = time.monotonic() + 0.2
+
+    def slow() -> str:
+        while time.monotonic() < not_after:
+            time.sleep(0.05)
+        return "portal-secret"
+
+    with pytest.raises(RetryLater) as caught:
+        refresh_pair(
+            dataclasses.replace(tenant, client_secret_source=slow),
+            "def50200old",
+            not_after=not_after,
+        )
+    error = caught.value
+    assert (error.code, error.maybe_sent, error.spent) == ("timeout", False, False)
+    assert not bipsync.requests
+
+
+def test_an_answer_is_awaited_no_longer_than_the_caller_allows(
+    bipsync: SimulatedBipsync, tenant: Tenant
+) -> None:
+    bipsync.latency = 5.0
+    begin = time.monotonic()
+    with pytest.raises(RetryLater) as caught:
+        refresh_pair(tenant, bipsync.issue_pair().refresh_token, not_after=begin + 0.5)
+    assert time.monotonic() - begin < 1.5
+    assert (caught.value.code, caught.value.maybe_sent) == ("timeout", True)
+
+
 # --- the authorization URL
 
 
@@ -483,7 +527,72 @@ def test_a_pair_is_kept_whatever_charset_the_json_is_said_to_be_in(
         assert call(tenant) == TokenPair("eyJ0.eyJz.c2ln", "def50200aa", 3600)
 
 
-@pytest.mark.parametrize("missing", [{}, {"refresh_token": None}])
+@pytest.mark.parametrize(
+    "content_type",
+    [
+        "text/json",
+        "text/html; charset=utf-8",
+        "text/plain",
+        "application/x-www-form-urlencoded",
+        "application/octet-stream",
+        "application/problem+json",
+        "json",
+        ";",
+    ],
+)
+def test_a_pair_is_kept_whatever_it_is_called(
+    content_type: str, bipsync: SimulatedBipsync, tenant: Tenant
+) -> None:
+    for call in (refresh, exchange):
+        bipsync.fail("token", Answer(200, PAIR, content_type))
+        assert call(tenant) == TokenPair("eyJ0.eyJz.c2ln", "def50200aa", 3600)
+
+
+def test_a_pair_is_kept_although_it_is_called_nothing(tenant: Tenant) -> None:
+    body = json.dumps(PAIR).encode()
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body)
+    server = RawServer(answering(head + body))
+    pair = refresh(dataclasses.replace(tenant, token_url=server.url))
+    server.stop()
+    assert pair == TokenPair("eyJ0.eyJz.c2ln", "def50200aa", 3600)
+
+
+def test_a_pair_is_kept_although_its_answer_has_no_end(tenant: Tenant) -> None:
+    def handler(connection: Connection) -> None:
+        connection.request()
+        connection.send(b"HTTP/1.1 200 OK\r\n\r\n" + json.dumps(PAIR).encode())
+        connection.wait_for_end()
+
+    server = RawServer(handler)
+    pair = refresh(dataclasses.replace(tenant, token_url=server.url, http_timeout=0.5))
+    server.stop()
+    assert pair == TokenPair("eyJ0.eyJz.c2ln", "def50200aa", 3600)
+
+
+@pytest.mark.parametrize(
+    ("coding", "pack"),
+    [("gzip", gzip.compress), ("deflate", zlib.compress), ("utf-8", bytes), ("br", bytes)],
+)
+def test_a_pair_is_kept_in_whatever_coding_it_comes(
+    coding: str, pack: Callable[[bytes], bytes], bipsync: SimulatedBipsync, tenant: Tenant
+) -> None:
+    body, headers = pack(json.dumps(PAIR).encode()), {"Content-Encoding": coding}
+    for call in (refresh, exchange):
+        bipsync.fail("token", Answer(200, body, headers=headers))
+        assert call(tenant) == TokenPair("eyJ0.eyJz.c2ln", "def50200aa", 3600)
+
+
+@pytest.mark.parametrize("missing", [{}, {"token_type": None}])
+def test_a_pair_is_kept_without_a_token_type(
+    missing: dict[str, object], bipsync: SimulatedBipsync, tenant: Tenant
+) -> None:
+    pair = {name: value for name, value in PAIR.items() if name != "token_type"}
+    for call in (refresh, exchange):
+        bipsync.fail("token", Answer(200, {**pair, **missing}))
+        assert call(tenant) == TokenPair("eyJ0.eyJz.c2ln", "def50200aa", 3600)
+
+
+@pytest.mark.parametrize("missing", [{}, {"refresh_token": None}, {"refresh_token": ""}])
 def test_a_code_may_be_answered_without_a_refresh_token_and_a_refresh_keeps_the_old_one(
     missing: dict[str, object], bipsync: SimulatedBipsync, tenant: Tenant
 ) -> None:
@@ -527,8 +636,15 @@ NONSENSE: dict[str, Answer] = {
         200, "access_token=x&token_type=bearer", "application/x-www-form-urlencoded"
     ),
     "form called json": Answer(200, "access_token=x&token_type=bearer"),
-    "json called html": Answer(200, PAIR, "text/html"),
-    "json called text": Answer(200, PAIR, "text/plain; charset=application/json"),
+    "half a gzip": Answer(
+        200, gzip.compress(json.dumps(PAIR).encode())[:-20], headers={"Content-Encoding": "gzip"}
+    ),
+    "gzip in an unknown coding": Answer(
+        200, gzip.compress(json.dumps(PAIR).encode()), headers={"Content-Encoding": "br"}
+    ),
+    "gzip of too much": Answer(
+        200, gzip.compress(bytes(10_000_000)), headers={"Content-Encoding": "gzip"}
+    ),
     "array": Answer(200, json.dumps([PAIR])),
     "null": Answer(200, "null"),
     "number": Answer(200, "1"),
@@ -542,10 +658,9 @@ NONSENSE: dict[str, Answer] = {
     "invalid utf-8": Answer(200, b'{"access_token": "\xff\xfe"}'),
     "binary": Answer(200, bytes(range(256))),
     "no access token": Answer(200, {"token_type": "bearer", "refresh_token": "r"}),
-    "no token type": Answer(200, {"access_token": "a", "refresh_token": "r"}),
     "token type mac": Answer(200, {**PAIR, "token_type": "mac"}),
     "token type with a blank": Answer(200, {**PAIR, "token_type": "bearer "}),
-    "token type null": Answer(200, {**PAIR, "token_type": None}),
+    "token type empty": Answer(200, {**PAIR, "token_type": ""}),
     "token type list": Answer(200, {**PAIR, "token_type": ["bearer"]}),
     "error with status 200": Answer(200, {"error": "invalid_grant"}),
     "201": Answer(201, PAIR),
@@ -584,6 +699,7 @@ NONSENSE: dict[str, Answer] = {
         f"{name} {value!r:.20}": Answer(200, {**PAIR, name: value})
         for name in ("access_token", "refresh_token")
         for value in ODD_TOKENS
+        if (name, value) != ("refresh_token", "")
     },
     "access_token null": Answer(200, {**PAIR, "access_token": None}),
 }
@@ -598,6 +714,7 @@ def test_nonsense_is_no_pair_and_ends_no_grant(
         error = error_of(call, tenant)
         assert type(error) is RetryLater
         assert error.maybe_sent is (answer.status != 429)
+        assert error.spent is (answer.status == 200)
         assert error.code in {
             "unexpected_answer",
             "server_error",
@@ -606,11 +723,42 @@ def test_nonsense_is_no_pair_and_ends_no_grant(
         }
 
 
-def test_an_answer_without_a_content_type_is_no_pair(tenant: Tenant) -> None:
-    body = json.dumps(PAIR).encode()
-    head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body)
-    error = raw_error(tenant, answering(head + body))
+@pytest.mark.parametrize(
+    ("answer", "spent"),
+    [
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{", True),
+        (b"HTTP/1.1 500 No\r\nContent-Length: 100\r\n\r\n{", False),
+        (b"HTTP/1.1 20", False),
+        (b"", False),
+    ],
+)
+def test_an_answer_that_breaks_off_has_spent_the_token_if_it_began_with_200(
+    answer: bytes, spent: bool, tenant: Tenant
+) -> None:
+    error = raw_error(tenant, answering(answer))
+    assert isinstance(error, RetryLater)
+    assert (error.code, error.maybe_sent) == ("connection_error", True)
+    assert error.spent is spent
+
+
+@pytest.mark.parametrize(
+    "content_type", ["text/html", "text/json", "application/x-www-form-urlencoded", ""]
+)
+def test_whether_a_grant_has_ended_is_only_read_from_what_is_called_json(
+    content_type: str, bipsync: SimulatedBipsync, tenant: Tenant
+) -> None:
+    body = json.dumps({"error": "invalid_grant"}).encode()
+    head = b"HTTP/1.1 400 No\r\nContent-Type: %s\r\nContent-Length: %d\r\n\r\n"
+    error = raw_error(tenant, answering(head % (content_type.encode(), len(body)) + body))
     assert (type(error), error.code) == (RetryLater, "unexpected_answer")
+
+
+def test_a_grant_that_has_ended_is_known_through_a_proxy_that_compresses(
+    bipsync: SimulatedBipsync, tenant: Tenant
+) -> None:
+    body = gzip.compress(json.dumps({"error": "invalid_grant"}).encode())
+    bipsync.fail("token", Answer(400, body, headers={"Content-Encoding": "gzip"}))
+    assert type(error_of(refresh, tenant)) is GrantDead
 
 
 @pytest.mark.parametrize(
@@ -819,6 +967,7 @@ def test_a_trickled_answer_is_given_up_at_the_deadline(
     with pytest.raises(RetryLater) as caught:
         refresh_pair(dataclasses.replace(tenant, http_timeout=0.5), pair.refresh_token)
     assert (caught.value.code, caught.value.maybe_sent) == ("timeout", True)
+    assert caught.value.spent, "the 200 has been seen"
 
 
 def test_a_deadline_that_passes_before_the_request_leaves_has_spent_nothing(
@@ -832,17 +981,6 @@ def test_a_deadline_that_passes_before_the_request_leaves_has_spent_nothing(
     assert isinstance(error, RetryLater)
     assert (error.code, error.maybe_sent) == ("timeout", False)
     assert b"def50200" not in silent.received
-
-
-def test_a_compressed_answer_keeps_the_grant(tenant: Tenant) -> None:
-    body = gzip.compress(json.dumps(PAIR).encode())
-    head = (
-        b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Encoding: gzip\r\n"
-        b"Content-Length: %d\r\n\r\n" % len(body)
-    )
-    error = raw_error(tenant, answering(head + body))
-    assert isinstance(error, RetryLater)
-    assert (error.code, error.maybe_sent) == ("encoded", True)
 
 
 def test_an_answer_that_is_too_large_keeps_the_grant(

@@ -13,10 +13,12 @@ from urllib.parse import parse_qs, quote, urlencode, urlsplit
 import pytest
 from django.contrib.auth.models import User
 from django.contrib.sessions.models import Session
+from django.db import OperationalError
 from django.test import RequestFactory
 from django.utils import timezone
 
 from bipsync_django import flow
+from bipsync_django.backends import BipsyncBackend
 from bipsync_django.conf import get_tenant
 from bipsync_django.models import BipsyncToken, SpentState
 from bipsync_django.testing import SimulatedBipsync
@@ -276,6 +278,11 @@ def _of_another_version(cookie: str) -> str:
     return flow._sealer().encrypt(b'{"state": "x", "scopes": []}').decode()
 
 
+def _of_a_later_version(cookie: str) -> str:
+    trip = json.loads(flow._sealer().decrypt(cookie))
+    return flow._sealer().encrypt(json.dumps({**trip, "device": "x"}).encode()).decode()
+
+
 def _not_a_trip(cookie: str) -> str:
     return flow._sealer().encrypt(b"[]").decode()
 
@@ -284,7 +291,10 @@ def _not_ascii(cookie: str) -> str:
     return "é" * len(cookie)
 
 
-@pytest.mark.parametrize("tamper", [_cut, _flip, _of_another_version, _not_a_trip, _not_ascii, str])
+@pytest.mark.parametrize(
+    "tamper",
+    [_cut, _flip, _of_another_version, _of_a_later_version, _not_a_trip, _not_ascii, str],
+)
 def test_a_cookie_that_was_tampered_with_is_an_unknown_trip(
     bipsync: SimulatedBipsync, tamper: Any
 ) -> None:
@@ -295,6 +305,16 @@ def test_a_cookie_that_was_tampered_with_is_an_unknown_trip(
     response = browser.open(callback)
     expected = "" if tamper is str else "unknown_state"
     assert reason_of(response) == expected
+
+
+def test_a_trip_that_an_earlier_version_began_can_be_ended(bipsync: SimulatedBipsync) -> None:
+    browser = Browser()
+    callback = bipsync.approve(browser.begin("/reports/"))
+    name, cookie = next(iter(browser.trips().items()))
+    trip = json.loads(flow._sealer().decrypt(cookie))
+    assert trip.pop("user") == ""
+    browser.cookies[name] = flow._sealer().encrypt(json.dumps(trip).encode()).decode()
+    assert browser.open(callback)["Location"] == "/reports/"
 
 
 def test_a_cookie_sealed_with_another_secret_key_is_an_unknown_trip(
@@ -314,6 +334,102 @@ def test_a_trip_survives_a_change_of_the_secret_key(
     settings.SECRET_KEY_FALLBACKS = [settings.SECRET_KEY]
     settings.SECRET_KEY = b"bytes-work-too-" + b"x" * 50
     assert browser.open(callback).status_code == 302
+
+
+# --- a trip that is bound to a person (begun by a page, see test_decorators.py)
+
+ADA, GRACE, ZOE = "ada@acme.example", "grace@acme.example", "zoe@acme.example"
+
+
+def begin_bound(browser: Browser) -> str:
+    """Let the page that needs another scope send the browser to Bipsync."""
+    response = browser.open("/research/")
+    assert response.status_code == 302
+    return str(response["Location"])
+
+
+def everything() -> tuple[Any, ...]:
+    return (
+        list(BipsyncToken.objects.order_by("pk").values()),
+        list(User.objects.order_by("pk").values()),
+    )
+
+
+def test_a_bound_trip_is_ended_by_its_person(bipsync: SimulatedBipsync) -> None:
+    browser = signed_in(bipsync, ADA)
+    session_key = browser.session.session_key
+    response = browser.open(bipsync.approve(begin_bound(browser), user=ADA))
+    assert (response.status_code, response["Location"]) == (302, "/research/")
+    assert BipsyncToken.objects.get().scopes == "research:read users:read"
+    assert browser.session.session_key == session_key
+
+
+def test_a_bound_trip_does_not_end_in_another_persons_session(bipsync: SimulatedBipsync) -> None:
+    browser = signed_in(bipsync, ADA)
+    callback = bipsync.approve(begin_bound(browser), user=ADA)
+    browser.open(bipsync.approve(browser.begin(), user=GRACE))
+    before = everything()
+    response = browser.open(callback)
+    assert (response.status_code, reason_of(response)) == (403, "other_person")
+    assert everything() == before
+    assert browser.user_id() == str(User.objects.get(first_name="Grace").pk)
+    # The code was not even redeemed, and the trip is over.
+    assert bipsync.calls["code"] == 2
+    assert not browser.trips()
+    assert 'href="/"' in response.content.decode()
+
+
+def test_the_retry_link_of_another_person_does_not_name_the_page(bipsync: SimulatedBipsync) -> None:
+    browser = signed_in(bipsync, ADA)
+    callback = bipsync.approve(begin_bound(browser), user=ADA)
+    browser.open(bipsync.approve(browser.begin(), user=GRACE))
+    assert "research" not in browser.open(callback).content.decode()
+
+
+@pytest.mark.parametrize("who", [GRACE, ZOE], ids=["known", "unknown"])
+def test_a_bound_trip_is_not_ended_by_another_bipsync_account(
+    bipsync: SimulatedBipsync, who: str
+) -> None:
+    signed_in(bipsync, GRACE)
+    browser = signed_in(bipsync, ADA)
+    before, session = everything(), dict(browser.session)
+    response = browser.open(bipsync.approve(begin_bound(browser), user=who))
+    assert (response.status_code, reason_of(response)) == (403, "other_account")
+    assert everything() == before
+    assert dict(browser.session) == session
+    assert 'href="/research/"' in response.content.decode()
+
+
+def test_a_bound_trip_may_be_ended_after_signing_out(bipsync: SimulatedBipsync) -> None:
+    browser = signed_in(bipsync, ADA)
+    started = begin_bound(browser)
+    browser.post("/bipsync/logout/", secure=True)
+    assert browser.open(bipsync.approve(started, user=ADA)).status_code == 302
+    assert browser.user_id() == str(User.objects.get().pk)
+
+
+def test_a_bound_trip_after_signing_out_is_not_ended_by_another_account(
+    bipsync: SimulatedBipsync,
+) -> None:
+    browser = signed_in(bipsync, ADA)
+    started = begin_bound(browser)
+    browser.post("/bipsync/logout/", secure=True)
+    before = everything()
+    assert reason_of(browser.open(bipsync.approve(started, user=GRACE))) == "other_account"
+    assert (everything(), browser.user_id()) == (before, None)
+
+
+def test_a_database_that_fails_when_the_person_is_looked_up_is_a_page(
+    bipsync: SimulatedBipsync, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    browser = signed_in(bipsync, ADA)
+    callback = bipsync.approve(begin_bound(browser), user=ADA)
+
+    def fail(*args: Any) -> None:
+        raise OperationalError("away")
+
+    monkeypatch.setattr(BipsyncBackend, "get_user", fail)
+    assert reason_of(browser.open(callback)) == "storage_unavailable"
 
 
 # --- several tabs

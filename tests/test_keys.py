@@ -3,6 +3,7 @@
 import base64
 import dataclasses
 import json
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -184,6 +185,56 @@ def test_during_an_outage_an_unknown_kid_is_undecided_not_refused(
         signing_key(tenant, "unknown")
     with pytest.raises(KeysUnavailable):
         signing_key(tenant, "unknown", from_provider=True)
+
+
+def test_a_new_key_is_undecided_for_every_reader_as_long_as_the_endpoint_is_away(
+    bipsync: SimulatedBipsync, tenant: Tenant, clock: Clock
+) -> None:
+    signing_key(tenant, bipsync.keys.current.kid)
+    clock.advance(10.5)
+    new = bipsync.rotate_keys()
+    bipsync.fail("jwks", Html(503), times=None)
+    for from_provider in (True, False, False, False):
+        with pytest.raises(KeysUnavailable):
+            signing_key(tenant, new, from_provider=from_provider)
+    assert bipsync.calls["jwks"] == 3, "two of them did not even ask"
+    bipsync.clear_failures()
+    clock.advance(10.5)
+    assert signing_key(tenant, new)
+
+
+def test_a_new_key_is_undecided_while_somebody_else_fetches(
+    bipsync: SimulatedBipsync, tenant: Tenant, clock: Clock
+) -> None:
+    signing_key(tenant, bipsync.keys.current.kid)
+    clock.advance(10.5)
+    new, found = bipsync.rotate_keys(), []
+    bipsync.jwks_latency = 1.0
+    fetching = threading.Thread(target=lambda: found.append(signing_key(tenant, new)))
+    fetching.start()
+    while cache.get(COOLDOWN) is None:
+        time.sleep(0.01)
+    with pytest.raises(KeysUnavailable):
+        signing_key(tenant, new)
+    fetching.join()
+    assert found[0]
+    assert signing_key(tenant, "forged") is None, "now it is known what is published"
+    assert bipsync.calls["jwks"] == 2
+
+
+def test_a_fetch_by_a_host_whose_clock_is_slow_counts_all_the_same(
+    bipsync: SimulatedBipsync, tenant: Tenant, clock: Clock
+) -> None:
+    signing_key(tenant, bipsync.keys.current.kid)
+    clock.advance(10.5)
+    bipsync.fail("jwks", Html(503))
+    with pytest.raises(KeysUnavailable):
+        signing_key(tenant, "forged")
+    clock.advance(-60)
+    assert signing_key(tenant, bipsync.rotate_keys(), from_provider=True)
+    clock.advance(60)
+    assert signing_key(tenant, "forged") is None
+    assert bipsync.calls["jwks"] == 3
 
 
 def test_without_any_keys_an_outage_is_asked_about_once_in_ten_seconds(
@@ -515,3 +566,22 @@ def test_a_cache_that_is_down_keeps_nobody_out(
         raw = bipsync.issue_pair().access_token
         assert validate_access_token(raw, get_tenant(), from_provider=from_provider)
     assert "The cache failed (ConnectionRefusedError)" in caplog.text
+
+
+class ForgetfulCache:
+    """A full cache, which drops the cooldown between two looks at it."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(cache, name)
+
+    def get(self, name: str) -> Any:
+        return None if name == COOLDOWN else cache.get(name)
+
+
+def test_a_cooldown_that_the_cache_forgets_refuses_no_key(
+    bipsync: SimulatedBipsync, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signing_key(tenant, bipsync.keys.current.kid)
+    monkeypatch.setattr(keys, "cache", ForgetfulCache())
+    with pytest.raises(KeysUnavailable):
+        signing_key(tenant, bipsync.rotate_keys())

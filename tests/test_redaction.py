@@ -1,17 +1,26 @@
-"""Nothing secret in any log record or exception, whatever happens to a code or a token."""
+"""Nothing secret in any log record, exception or error report, whatever happens to a token."""
 
 import dataclasses
 import logging
 import traceback
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 import pytest
+from django.views.debug import ExceptionReporter
 
 from bipsync_django import redaction
 from bipsync_django.conf import Tenant, get_tenant
-from bipsync_django.exceptions import BipsyncError, TokenRefused
+from bipsync_django.exceptions import (
+    BipsyncError,
+    ConfigurationError,
+    SecretUnreadable,
+    TokenRefused,
+)
+from bipsync_django.fields import Sealed, seal
+from bipsync_django.oauth import client
 from bipsync_django.oauth.claims import validate_access_token
 from bipsync_django.oauth.client import (
     TokenPair,
@@ -195,6 +204,103 @@ def test_a_token_that_is_refused_is_not_shown(
         assert_hidden(
             [part for part in token.split(".") if part], [*records, *everything(caught.value)]
         )
+
+
+# --- Django's report of an error shows the local variables of every frame
+
+
+def report(error: BaseException) -> list[str]:
+    """Return what a site's administrators get by mail, without this test's own frames."""
+    frames = error.__traceback__
+    while frames is not None and frames.tb_frame.f_code.co_filename == str(Path(__file__)):
+        frames = frames.tb_next
+    assert frames is not None, "the error comes from the package"
+    reporter = ExceptionReporter(None, type(error), error, frames)
+    assert any("bipsync_django" in frame["filename"] for frame in reporter.get_traceback_frames())
+    return [reporter.get_traceback_html(), reporter.get_traceback_text()]
+
+
+REPORTED: dict[str, Any] = {
+    "server error": Html(500),
+    "dropped": DropAfter(),
+    "bad secret": Answer(401, {"error": "invalid_client"}),
+    "not json": Answer(200, "x"),
+}
+
+
+@pytest.mark.parametrize("how", REPORTED.values(), ids=REPORTED)
+def test_the_report_of_a_refresh_that_fails_shows_no_secret(
+    how: Any, bipsync: SimulatedBipsync, tenant: Tenant
+) -> None:
+    pair = bipsync.issue_pair()
+    bipsync.fail("token", how)
+    with pytest.raises(BipsyncError) as caught:
+        refresh_pair(tenant, pair.refresh_token, client_secret=bipsync.client_secret)
+    assert_hidden([bipsync.client_secret, pair.refresh_token], report(caught.value))
+
+
+@pytest.mark.parametrize("how", REPORTED.values(), ids=REPORTED)
+def test_the_report_of_a_code_that_fails_shows_no_secret(
+    how: Any, bipsync: SimulatedBipsync, tenant: Tenant
+) -> None:
+    verifier = create_verifier()
+    code = consent(bipsync, tenant, verifier)
+    bipsync.fail("token", how)
+    with pytest.raises(BipsyncError) as caught:
+        exchange_code(tenant, code=code, verifier=verifier, redirect_uri=REDIRECT_URI)
+    assert_hidden([bipsync.client_secret, code, verifier], report(caught.value))
+
+
+@pytest.mark.parametrize("what", ["code", "refresh"])
+def test_the_report_of_a_mistake_of_ours_shows_no_new_pair(
+    what: str, bipsync: SimulatedBipsync, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new = {"access_token": "eyJ0." + "n" * 40, "refresh_token": "def50200" + "n" * 40}
+
+    def mistake(token: Any) -> TokenPair:
+        raise AssertionError
+
+    monkeypatch.setattr(client, "_pair", mistake)
+    bipsync.fail("token", Answer(200, new))
+    with pytest.raises(AssertionError) as caught:
+        if what == "code":
+            exchange_code(tenant, code="c", verifier="v" * 43, redirect_uri=REDIRECT_URI)
+        else:
+            refresh_pair(tenant, "def50200old")
+    assert "mistake" in report(caught.value)[1]
+    assert_hidden(list(new.values()), report(caught.value))
+
+
+def test_the_report_of_a_browser_that_is_not_sent_shows_no_verifier(tenant: Tenant) -> None:
+    verifier = create_verifier()
+    with pytest.raises(ConfigurationError) as caught:
+        authorization_url(
+            tenant, state="s", verifier=verifier, redirect_uri="http://portal.example/", scopes=[]
+        )
+    assert_hidden([verifier], report(caught.value))
+
+
+def test_the_report_of_a_token_that_is_refused_does_not_show_it(
+    bipsync: SimulatedBipsync, tenant: Tenant
+) -> None:
+    claims = bipsync.access_token_claims()
+    for token in (bipsync.sign(claims)[:-8] + "AAAAAAAA", bipsync.sign({**claims, "exp": 1})):
+        with pytest.raises(TokenRefused) as caught:
+            validate_access_token(token, tenant)
+        assert_hidden(token.split("."), report(caught.value))
+
+
+def test_the_report_of_a_moved_ciphertext_does_not_show_whose_it_is() -> None:
+    for sealed in (seal("def50200" + "s" * 40, "one row"), seal("def50200" + "s" * 40)):
+        with pytest.raises(SecretUnreadable) as caught:
+            Sealed(sealed.ciphertext).unseal("another row")
+        assert_hidden(["def50200" + "s" * 40], report(caught.value))
+
+
+def test_the_report_of_a_secret_that_cannot_be_sealed_does_not_show_it() -> None:
+    with pytest.raises(TypeError) as caught:
+        seal("def50200" + "s" * 40, object())  # type: ignore[arg-type]
+    assert_hidden(["def50200" + "s" * 40], report(caught.value))
 
 
 def test_the_filter_silences_the_library_at_debug_and_lets_warnings_through(

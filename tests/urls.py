@@ -1,16 +1,47 @@
 from django.contrib import admin
-from django.contrib.auth.decorators import login_required
+from django.contrib.auth.decorators import login_not_required, login_required
 from django.http import HttpRequest, HttpResponse
 from django.urls import include, path
+
+from bipsync_django.api import api_session
+from bipsync_django.decorators import bipsync_token_required
 
 
 @login_required
 def home(request: HttpRequest) -> HttpResponse:
+    if request.method == "POST":
+        return HttpResponse(f"Saved {request.POST['note']}")
     return HttpResponse(f"Signed in as {request.user.get_username()}")
+
+
+def greeting(request: HttpRequest) -> HttpResponse:
+    """A page for everybody, which says who looks."""
+    return HttpResponse(f"Hello {request.user.get_username() or 'visitor'}")
+
+
+async def agreeting(request: HttpRequest) -> HttpResponse:
+    user = await request.auser()
+    return HttpResponse(f"Hello {user.get_username() or 'visitor'}")
+
+
+@login_not_required
+def welcome(request: HttpRequest) -> HttpResponse:
+    return HttpResponse("Welcome")
+
+
+@bipsync_token_required(scopes=["research:read"])
+def research(request: HttpRequest) -> HttpResponse:
+    with api_session(request.user) as session:
+        notes = session.get("/v1/research").json()
+    return HttpResponse(f"{len(notes)} research notes")
 
 
 urlpatterns = [
     path("", home),
+    path("greeting/", greeting),
+    path("agreeting/", agreeting),
+    path("welcome/", welcome),
+    path("research/", research),
     path("admin/", admin.site.urls),
     path("bipsync/", include("bipsync_django.urls")),
 ]

@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 import jwt
+from django.views.decorators.debug import sensitive_variables
 
 from ..conf import Tenant
 from ..exceptions import TokenRefused
@@ -37,6 +38,7 @@ class Claims:
     claims: Mapping[str, Any] = field(repr=False)
 
 
+@sensitive_variables()
 def validate_access_token(raw: str, tenant: Tenant, *, from_provider: bool = False) -> Claims:
     """Return the claims of an access token that ``tenant``'s Bipsync signed for this application.
 

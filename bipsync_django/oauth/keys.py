@@ -46,13 +46,12 @@ def signing_key(tenant: Tenant, kid: str, *, from_provider: bool = False) -> jwt
     """
     entry = _cached(tenant)
     known = entry["keys"].get(kid) if entry is not None else None
-    is_fresh = entry is not None and time.time() - entry["at"] < _FRESH
-    if known and is_fresh:
+    if known and entry is not None and time.time() - entry["at"] < _FRESH:
         return _build(known)
-    if not (from_provider and not known) and not _may_fetch_again(tenant):
+    if not (from_provider and not known) and not _may_fetch_again(tenant, entry):
         if known:
             return _build(known)
-        if is_fresh:
+        if entry is not None and _is_news(tenant, entry):
             return None
         raise KeysUnavailable("Bipsync's signing keys could not be fetched a moment ago.")
     try:
@@ -161,8 +160,20 @@ def _cached(tenant: Tenant) -> dict[str, Any] | None:
     return entry if isinstance(entry, dict) else None
 
 
-def _may_fetch_again(tenant: Tenant) -> bool:
-    return _despite_errors(lambda: cache.add(_cooldown_name(tenant), 1, _COOLDOWN), True)
+def _may_fetch_again(tenant: Tenant, entry: dict[str, Any] | None) -> bool:
+    """Take the cooldown, which remembers the keys that were not enough by their age."""
+    stale = 0.0 if entry is None else entry["at"]
+    return _despite_errors(lambda: cache.add(_cooldown_name(tenant), stale, _COOLDOWN), True)
+
+
+def _is_news(tenant: Tenant, entry: dict[str, Any]) -> bool:
+    """Whether ``entry`` was fetched since the cooldown began, so that it tells what is published.
+
+    As long as that fetch is under way, or when it has failed, an unknown key is undecided. The
+    times are only told apart: several hosts' clocks may disagree.
+    """
+    stale = _despite_errors(lambda: cache.get(_cooldown_name(tenant)), None)
+    return stale is not None and stale != entry["at"]
 
 
 def _despite_errors(ask_cache: Callable[[], T], otherwise: T) -> T:

@@ -3,7 +3,7 @@
 ``requests`` times each read, not the whole: a body that trickles in holds its caller for as long
 as the server likes, and a name lookup cannot be timed at all. So the exchange runs in a thread
 that the caller waits for no longer than the deadline. A thread that was given up has its socket
-shut down, and sends nothing more.
+shut down, and sends nothing more; an answer that has arrived by then is read to its end.
 """
 
 import contextlib
@@ -11,6 +11,7 @@ import io
 import socket
 import threading
 import time
+import zlib
 from contextvars import ContextVar
 from typing import Any
 
@@ -25,15 +26,25 @@ from ..exceptions import ConfigurationError
 __all__ = ["ExchangeFailed", "exchange"]
 
 _CHUNK = 16 * 1024
+_GRACE = 1.0
+
+# zlib's window sizes for the content codings that a proxy may use although we ask for none
+# (RFC 9110, section 8.4.1). Some servers send deflate without its wrapper.
+_WINDOWS = {"gzip": (31,), "x-gzip": (31,), "deflate": (15, -15)}
 
 
 class ExchangeFailed(Exception):
-    """No complete answer. ``maybe_sent`` is true when a byte of the body may have left."""
+    """No complete answer.
 
-    def __init__(self, code: str, *, maybe_sent: bool) -> None:
+    ``maybe_sent`` is true when a byte of the body may have left. ``status`` is that of an answer
+    whose head came, and whose body could not be had.
+    """
+
+    def __init__(self, code: str, *, maybe_sent: bool, status: int | None = None) -> None:
         super().__init__(code)
         self.code = code
         self.maybe_sent = maybe_sent
+        self.status = status
 
 
 def exchange(
@@ -44,18 +55,21 @@ def exchange(
     max_bytes: int,
     data: dict[str, str] | None = None,
     headers: dict[str, str] | None = None,
+    not_after: float | None = None,
 ) -> requests.Response:
     """Make one request and return its whole answer, within ``tenant.http_timeout`` seconds.
 
-    There are no retries and no redirects; an answer over ``max_bytes`` or in a content coding is
-    refused. The status is the caller's to look at.
+    ``not_after``, a time of ``time.monotonic()``, makes the deadline earlier; if it has passed,
+    nothing happens. There are no retries and no redirects; an answer over ``max_bytes``, before
+    or after its gzip or deflate is undone, is refused. The status is the caller's to look at.
 
     Raises ``ExchangeFailed``, and ``ConfigurationError`` when ``url`` is neither https nor an
     allowed loopback address, or no URL at all.
     """
     if not is_secure_url(url, allow_insecure_loopback=tenant.allow_insecure_loopback):
         raise ConfigurationError(f"Refusing to talk to {url!r}: use an https:// URL.")
-    attempt = _Attempt(tenant.http_timeout)
+    deadline = time.monotonic() + tenant.http_timeout
+    attempt = _Attempt(deadline if not_after is None else min(deadline, not_after))
     try:
         request = requests.Request(
             method, url, data=data, headers={"Accept-Encoding": "identity", **(headers or {})}
@@ -64,6 +78,8 @@ def exchange(
         raise ConfigurationError(f"Cannot talk to {url!r}: it is no URL.") from None
     if request.body:
         request.body = _Body(request.body, attempt)  # type: ignore[assignment]
+    if attempt.remaining() <= 0:
+        raise ExchangeFailed("timeout", maybe_sent=False)
     thread = threading.Thread(
         target=attempt.run, args=(request, tenant.ca_bundle, max_bytes), daemon=True
     )
@@ -77,21 +93,22 @@ def exchange(
 class _Attempt:
     """What the caller and its thread share: the deadline, the socket and the outcome."""
 
-    def __init__(self, seconds: float) -> None:
-        self.deadline = time.monotonic() + seconds
+    def __init__(self, deadline: float) -> None:
         self.maybe_sent = False
+        self._deadline = deadline
         self._lock = threading.Lock()
         self._done = threading.Event()
         self._socket: socket.socket | None = None
         self._given_up = False
+        self._status: int | None = None
         self._response: requests.Response | None = None
         self._error: Exception | None = None
 
     def remaining(self) -> float:
-        return self.deadline - time.monotonic()
+        return self._deadline - time.monotonic()
 
     def check(self) -> None:
-        """Raise when the deadline has passed. Called before anything is sent or awaited."""
+        """Raise when the deadline has passed. Called before anything is sent."""
         if self._given_up or self.remaining() <= 0:
             raise TimeoutError
 
@@ -102,20 +119,38 @@ class _Attempt:
             self.check()
 
     def result(self) -> requests.Response:
-        """Wait for the outcome, at most until the deadline."""
-        finished = self._done.wait(max(self.remaining(), 0))
+        """Wait for the outcome, at most until the deadline.
+
+        An answer that has arrived counts, although this process may have slept over the deadline
+        (a starved processor, a virtual machine that is moved): it may hold the only live pair.
+        """
+        try:
+            self._done.wait(max(self.remaining(), 0))
+            if self.maybe_sent and self.remaining() < -_GRACE:
+                # Woken late, perhaps with the whole machine: the answer may be under way still.
+                self._done.wait(_GRACE)
+        finally:
+            self._give_up()
+        # From now on nothing comes in, but what the kernel has received can still be read. An
+        # answer that says no length ends with that: its parser sees whether it is whole.
+        finished = self._done.wait(_GRACE if self.maybe_sent else 0)
+        if not finished or self._error is not None:
+            # The chain holds the request with its secrets, so it is cut here.
+            raise self._failure() from None
+        assert self._response is not None
+        return self._response
+
+    def _give_up(self) -> None:
+        """Let nothing leave or arrive any more, unless the exchange is over."""
         with self._lock:
-            if not finished:
+            if not self._done.is_set():
                 self._given_up = True
                 if self._socket is not None:
                     _shut_down(self._socket)
-                raise ExchangeFailed("timeout", maybe_sent=self.maybe_sent)
-        if self._error is not None:
-            code = _failure_code(self._error)
-            # The chain holds the request with its secrets, so it is cut here.
-            raise ExchangeFailed(code, maybe_sent=self.maybe_sent) from None
-        assert self._response is not None
-        return self._response
+
+    def _failure(self) -> ExchangeFailed:
+        code = "timeout" if self._given_up else _failure_code(self._error)
+        return ExchangeFailed(code, maybe_sent=self.maybe_sent, status=self._status)
 
     def run(self, request: requests.PreparedRequest, ca_bundle: str | None, max_bytes: int) -> None:
         _current.set(self)
@@ -138,29 +173,49 @@ class _Attempt:
             environment["proxies"] = {}
         # The adapter alone: a session would unpack the body of a redirect it may not follow.
         with contextlib.closing(_Adapter(max_retries=0)) as adapter:
-            timeout = max(self.remaining(), 0.001)
+            # Reading ends by the shutdown alone: a time limit of its own runs on while this
+            # process is stopped, and would be over before the answer is looked at.
+            timeout = (max(self.remaining(), 0.001), None)
             with adapter.send(request, timeout=timeout, **environment) as response:
-                if response.headers.get("Content-Encoding", "identity").lower() != "identity":
-                    raise _Unacceptable("encoded")
-                body = self._read(response, max_bytes)
-        response.raw = io.BytesIO(body)
+                self._status = response.status_code
+                body = _read(response, max_bytes)
+        codings = response.headers.get("Content-Encoding", "")
+        response.raw = io.BytesIO(_decoded(body, codings, max_bytes))
         return response
 
-    def _read(self, response: requests.Response, max_bytes: int) -> bytes:
-        body = bytearray()
-        for chunk in response.raw.stream(_CHUNK, decode_content=False):
-            self.check()
-            body += chunk
-            if len(body) > max_bytes:
-                raise _Unacceptable("too_large")
-        return bytes(body)
+
+def _read(response: requests.Response, max_bytes: int) -> bytes:
+    body = bytearray()
+    for chunk in response.raw.stream(_CHUNK, decode_content=False):
+        body += chunk
+        if len(body) > max_bytes:
+            raise _Unacceptable("too_large")
+    return bytes(body)
+
+
+def _decoded(body: bytes, codings: str, max_bytes: int) -> bytes:
+    """Return ``body`` without the ``codings`` that are known; others are left to the parser.
+
+    A body that does not hold what its header says is left to it too.
+    """
+    for coding in reversed(codings.lower().split(",")):
+        for window in _WINDOWS.get(coding.strip(), ()):
+            decoder = zlib.decompressobj(window)
+            with contextlib.suppress(zlib.error):
+                content = decoder.decompress(body, max_bytes + 1)
+                if len(content) > max_bytes:
+                    raise _Unacceptable("too_large")
+                if decoder.eof:
+                    body = content
+                    break
+    return body
 
 
 class _Unacceptable(Exception):
     pass
 
 
-def _failure_code(error: Exception) -> str:
+def _failure_code(error: Exception | None) -> str:
     if isinstance(error, _Unacceptable):
         return str(error)
     if isinstance(error, requests.Timeout | TimeoutError):
@@ -171,6 +226,8 @@ def _failure_code(error: Exception) -> str:
 
 
 def _shut_down(sock: socket.socket) -> None:
+    # Of an https proxy's tunnel urllib3 shows a wrapper.
+    sock = getattr(sock, "socket", sock)
     with contextlib.suppress(OSError):
         # SSLSocket.shutdown() would touch TLS state that the other thread is using.
         socket.socket.shutdown(sock, socket.SHUT_RDWR)
@@ -185,9 +242,9 @@ class _Body:
         self._attempt = attempt
 
     def read(self, size: int = -1) -> bytes:
-        self._attempt.check()
         chunk = self._file.read(size)
         if chunk:
+            self._attempt.check()
             self._attempt.maybe_sent = True
         return chunk
 

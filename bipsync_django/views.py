@@ -66,6 +66,10 @@ class _SignInView(View):
             response = super().dispatch(request, *args, **kwargs)
         except SignInRefused as refused:
             response = self.refuse(request, refused)
+            _forget_query(request)
+        except Exception:
+            _forget_query(request)
+            raise
         # The callback's URL holds a code, which no other site is to see.
         response.headers["Referrer-Policy"] = "no-referrer"
         return response
@@ -124,9 +128,6 @@ class CallbackView(_SignInView):
         response = super().refuse(request, refused)
         if refused.reason not in {"unknown_state", "replayed_state"}:
             flow.end(request, response, request.GET.get("state", ""))
-        # Django reports answers of 500 and above to the site's admins, with the request in full.
-        request.GET = QueryDict()
-        request.META["QUERY_STRING"] = ""
         return response
 
     def retry_url(self, request: HttpRequest, reason: str) -> str:
@@ -243,6 +244,17 @@ class LogoutView(auth_views.LogoutView):
 
     def get_context_data(self, **kwargs: Any) -> dict[str, Any]:
         return super().get_context_data(login_url=login_url(""), **kwargs)
+
+
+def _forget_query(request: HttpRequest) -> None:
+    """Django reports errors to the site's admins with the request in full, and so with the code."""
+    request.GET = QueryDict()
+    # The last two are what gunicorn and uWSGI add.
+    for name in ("QUERY_STRING", "RAW_URI", "REQUEST_URI"):
+        if name in request.META:
+            request.META[name] = ""
+    if isinstance(scope := getattr(request, "scope", None), dict):
+        scope["query_string"] = b""
 
 
 def _destination(request: HttpRequest, trip: flow.Trip) -> str:

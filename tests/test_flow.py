@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import logging
+import secrets
 import time
 from datetime import timedelta
 from types import SimpleNamespace
@@ -179,7 +180,7 @@ def test_a_spent_state_is_remembered_for_longer_than_its_trip_could_last(
 # --- ten minutes
 
 
-@pytest.mark.parametrize("seconds", [flow.LIFETIME + 1, 3599, -60])
+@pytest.mark.parametrize("seconds", [flow.LIFETIME + 1, 3599, -61])
 def test_a_trip_that_took_too_long_is_refused_and_keeps_where_it_was_going(
     bipsync: SimulatedBipsync, monkeypatch: pytest.MonkeyPatch, seconds: float
 ) -> None:
@@ -669,3 +670,66 @@ def test_a_trip_keeps_the_scopes_it_was_begun_with(
     settings.BIPSYNC = {**settings.BIPSYNC, "SCOPES": ["research:read"]}
     browser.open(callback)
     assert BipsyncToken.objects.get().scopes == "users:read"
+
+
+# --- behind a proxy, between hosts
+
+
+def test_behind_a_proxy_the_redirect_uri_says_that_the_browser_speaks_https(
+    bipsync: SimulatedBipsync, settings: Any
+) -> None:
+    """Or a sibling domain could plant the cookie of its own trip, and sign the person in as it."""
+    address = f"https://testserver{CALLBACK}"
+    settings.BIPSYNC = {**settings.BIPSYNC, "REDIRECT_URI": address}
+    client = Browser()
+    # TLS ends at the proxy, and nothing tells Django.
+    response = client.get(LOGIN)
+    (cookie,) = response.cookies.values()
+    assert cookie.key.startswith("__Host-")
+    assert cookie["secure"] is True
+    callback = urlsplit(bipsync.approve(response["Location"]))
+    victim = Browser()
+    victim.cookies[cookie.key.removeprefix("__Host-")] = cookie.value
+    assert victim.get(f"{callback.path}?{callback.query}").status_code == 400
+    assert client.get(f"{callback.path}?{callback.query}").status_code == 302
+
+
+@pytest.mark.parametrize(("behind", "status"), [(50, 302), (70, 400)])
+def test_the_clocks_of_two_hosts_may_differ_by_a_minute(
+    bipsync: SimulatedBipsync, monkeypatch: pytest.MonkeyPatch, behind: int, status: int
+) -> None:
+    client = Browser()
+    response = client.get(LOGIN, secure=True)
+    callback = urlsplit(bipsync.approve(response["Location"]))
+    later(monkeypatch, -behind)
+    answer = client.get(f"{callback.path}?{callback.query}", secure=True)
+    assert answer.status_code == status
+
+
+def test_sign_ins_clear_up_behind_all_where_nothing_else_does(
+    bipsync: SimulatedBipsync, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long_ago = timezone.now() - timedelta(hours=1)
+    for number in range(5):
+        SpentState.objects.create(digest=f"old-{number}", expires_at=long_ago)
+    monkeypatch.setattr(flow, "_PRUNED_AT_ONCE", 3)
+    cleared = []
+    for first in "f0":
+        digest = first * 64
+        monkeypatch.setattr(flow, "_digest", lambda state, digest=digest: digest)
+        flow.spend(_begun())
+        cleared.append(SpentState.objects.filter(digest__startswith="old").count())
+    assert cleared == [5, 2]
+
+
+def _begun() -> flow.Trip:
+    return flow.Trip(
+        state=secrets.token_urlsafe(32),
+        verifier="v" * 64,
+        purpose=flow.SIGN_IN,
+        tenant="acme",
+        scopes=("users:read",),
+        redirect_uri="https://testserver/",
+        next="",
+        started=time.time(),
+    )

@@ -132,8 +132,12 @@ def note_failure(tenant: str, reason: str, *, spent: bool = False) -> None:
         open_for(tenant, "outage", OUTAGE_HELD_BACK)
 
 
-def open_for(tenant: str, reason: str, duration: timedelta = HELD_BACK) -> None:
-    """Open the breaker for ``duration`` and up to a quarter more; say so once, when it opens."""
+def open_for(tenant: str, reason: str, duration: timedelta | None = None) -> None:
+    """Open the breaker for ``duration`` (five minutes) and up to a quarter more.
+
+    Says so once, when it opens.
+    """
+    duration = HELD_BACK if duration is None else duration
     states = _existing(tenant)
     until = timezone.now() + duration + policy.spread(duration / 4)
     if states.filter(breaker_until=None).update(breaker_until=until, configuration_error=reason):

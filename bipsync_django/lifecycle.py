@@ -18,7 +18,8 @@ from typing import Any
 
 from django.contrib.auth.models import AbstractBaseUser
 from django.db import Error, OperationalError, connections, models, transaction
-from django.db.models import Case, F, OuterRef, Q, Subquery, When
+from django.db.models import Case, F, Q, When
+from django.db.models.expressions import RawSQL
 from django.dispatch import Signal
 from django.utils import timezone
 from django.views.decorators.debug import sensitive_variables
@@ -71,6 +72,14 @@ REFUSED_EARLIEST = timedelta(minutes=10)
 # Rows of inactive people come up again at long intervals, or they would be looked at every time.
 _IDLE_FOR = timedelta(days=1)
 _POLL = 0.05
+_ASK_AGAIN = 1.0
+# As SQL, because building it from expressions costs more than the database's whole work.
+_DEPLOYMENT = RawSQL(  # noqa: S611 - constant
+    f"(SELECT deployment FROM {TenantState._meta.db_table} AS state"  # noqa: S608
+    f" WHERE state.tenant = {BipsyncToken._meta.db_table}.tenant)",
+    (),
+    output_field=models.CharField(null=True),
+)
 
 Status = BipsyncToken.Status
 Event = TokenEvent.Name
@@ -365,13 +374,31 @@ def _claim_or_wait(
         refreshed = _carry_out(claim) if claim is not None else None
         if refreshed is not None:
             return refreshed
-        row = _read(row.pk)
+        if not wait:
+            raise RefreshUnavailable("busy", "Another process is refreshing this token.")
+        row = _wait_while_leased(row.pk, generation, is_due, give_up)
+        if not _needs_refresh(row, generation, is_due):
+            return row
+
+
+def _wait_while_leased(
+    pk: int, generation: int, is_due: Callable[[BipsyncToken], bool], give_up: float
+) -> BipsyncToken:
+    """Return the row as soon as it needs no refresh, or its lease is worth asking for.
+
+    Reading is cheap. To ask is to write, or to wait for who does.
+    """
+    ask_again = time.monotonic() + _ASK_AGAIN
+    while True:
+        time.sleep(_POLL)
+        row = _read(pk)
         if not _needs_refresh(row, generation, is_due):
             return row
         _raise_if_held_back(row)
-        if not wait or time.monotonic() > give_up:
+        if time.monotonic() > give_up:
             raise RefreshUnavailable("busy", "Another process is refreshing this token.")
-        time.sleep(_POLL)
+        if row.lease_id is None or time.monotonic() > ask_again:
+            return row
 
 
 def _raise_if_held_back(row: BipsyncToken) -> None:
@@ -402,8 +429,6 @@ def _raise_if_foreign(row: BipsyncToken) -> None:
 
 def _claim(row: BipsyncToken) -> _Claim | None:
     """Step 4: commit a lease on the row, or return ``None`` when someone else has it."""
-    if getattr(row, "is_leased", False):
-        return None
     is_trial = breaker.admit(row.tenant)
     now = DatabaseNow()
     claim = _Claim(row.pk, row.generation, uuid.uuid4().hex, time.monotonic(), is_trial)
@@ -448,7 +473,8 @@ def _carry_out(claim: _Claim) -> BipsyncToken | None:
             )
             stored = _store(row, pair)
     except GrantDead as error:
-        if _mark_dead(claim, row, error.code):
+        # A lost answer explains a death: it says nothing about the application.
+        if _mark_dead(claim, row, error.code) and row.in_doubt_at is None:
             breaker.note_death(row.tenant)
         raise SignInRequired("Bipsync says that the grant has ended; sign in again.") from error
     except (ProviderMisconfigured, RetryLater) as error:
@@ -694,16 +720,9 @@ def _read(pk: int) -> BipsyncToken:
 
 
 def _find(pk: int) -> BipsyncToken | None:
-    """Return the row with its person, and what only the database can say of it.
-
-    That is the name of the deployment that the row belongs to, and whether a lease is in force.
-    """
-    state = TenantState.objects.filter(tenant=OuterRef("tenant"))
-    rows = _rows().annotate(
-        deployment=Subquery(state.values("deployment")[:1]),
-        is_leased=Case(When(lease_until__gt=DatabaseNow(), then=True), default=False),
-    )
-    return rows.select_related("user").filter(pk=pk).first()
+    """Return the row with its person, and with the deployment that its tenant belongs to."""
+    rows = _rows().annotate(deployment=_DEPLOYMENT).select_related("user")
+    return rows.filter(pk=pk).first()
 
 
 def _read_beside(pk: int) -> BipsyncToken:

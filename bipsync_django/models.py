@@ -197,18 +197,24 @@ class TokenEvent(models.Model):
 
 
 class HourlyCount(models.Model):
-    """How often something happened in a tenant within an hour (UTC)."""
+    """How often something happened in a tenant within an hour (UTC), in several parts to add up.
+
+    Everybody counts, and one row would be a lock for which everybody queues.
+    """
 
     tenant = models.CharField(max_length=63)
     hour = models.DateTimeField()
     name = models.CharField(max_length=32)
+    part = models.PositiveSmallIntegerField(default=0)
     count = models.PositiveBigIntegerField(default=0)
 
     class Meta:
         verbose_name = _("hourly count")
         verbose_name_plural = _("hourly counts")
         constraints = [
-            models.UniqueConstraint(fields=["tenant", "hour", "name"], name="bipsync_hourly_count")
+            models.UniqueConstraint(
+                fields=["tenant", "hour", "name", "part"], name="bipsync_hourly_count"
+            )
         ]
 
     def __str__(self) -> str:

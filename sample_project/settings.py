@@ -121,6 +121,7 @@ CELERY_BROKER_TRANSPORT_OPTIONS = {
     "polling_interval": 0.25,
 }
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
+CELERY_DB_REUSE_MAX = 1000
 CELERY_BEAT_SCHEDULE_FILENAME = str(folder() / "beat-schedule")
 _REFRESH = "bipsync-refresh-due-tokens"
 # A site writes {**BEAT_SCHEDULE, ...}: once a minute does for tokens that live for an hour.

@@ -85,6 +85,14 @@ def test_a_service_account_is_called_by_its_subject(root: Client) -> None:
     assert "robot-7 acme active" in visible_text(root.get(LIST).content.decode())
 
 
+def test_a_doubt_is_told_in_words_and_none_is_not(root: Client, token: BipsyncToken) -> None:
+    page = visible_text(root.get(f"{LIST}{token.pk}/change/"))
+    assert "The answer to a refresh" not in page
+    BipsyncToken.objects.update(in_doubt_at=datetime(2026, 1, 31, 12, 0, tzinfo=UTC))
+    page = visible_text(root.get(f"{LIST}{token.pk}/change/"))
+    assert "The answer to a refresh of Jan. 31, 2026, noon was lost." in page
+
+
 def test_the_page_of_a_token_says_what_is_known(root: Client, token: BipsyncToken) -> None:
     response = root.get(detail(token))
     text = visible_text(response.content.decode())
@@ -95,14 +103,6 @@ def test_the_page_of_a_token_says_what_is_known(root: Client, token: BipsyncToke
 
 
 @pytest.mark.parametrize("query", ["68b993fa", "acme", "ada", "ADA", "nobody"])
-def test_a_doubt_is_told_in_words_and_none_is_not(root: Client, token: BipsyncToken) -> None:
-    page = visible_text(root.get(f"{LIST}{token.pk}/change/"))
-    assert "The answer to a refresh" not in page
-    BipsyncToken.objects.update(in_doubt_at=datetime(2026, 1, 31, 12, 0, tzinfo=UTC))
-    page = visible_text(root.get(f"{LIST}{token.pk}/change/"))
-    assert "The answer to a refresh of Jan. 31, 2026, noon was lost." in page
-
-
 def test_tokens_are_found_by_subject_tenant_and_name(
     root: Client, token: BipsyncToken, query: str
 ) -> None:

@@ -49,7 +49,7 @@ from tests.grants import connect, expire
 from tests.interleaving import WAITING, Actor, Crash, Stage
 
 EXAMPLES = int(os.environ.get("BIPSYNC_EXAMPLES", "0"))
-DEFAULT_EXAMPLES = {"default": 120, "postgresql": 20, "mariadb": 20}
+DEFAULT_EXAMPLES = {"default": 60, "postgresql": 12, "mariadb": 12}
 STEPS = 8
 
 Status = BipsyncToken.Status

@@ -86,10 +86,10 @@ def test_a_service_account_is_called_by_its_subject(root: Client) -> None:
 
 
 def test_a_doubt_is_told_in_words_and_none_is_not(root: Client, token: BipsyncToken) -> None:
-    page = visible_text(root.get(f"{LIST}{token.pk}/change/"))
+    page = visible_text(root.get(f"{LIST}{token.pk}/change/").content.decode())
     assert "The answer to a refresh" not in page
     BipsyncToken.objects.update(in_doubt_at=datetime(2026, 1, 31, 12, 0, tzinfo=UTC))
-    page = visible_text(root.get(f"{LIST}{token.pk}/change/"))
+    page = visible_text(root.get(f"{LIST}{token.pk}/change/").content.decode())
     assert "The answer to a refresh of Jan. 31, 2026, noon was lost." in page
 
 

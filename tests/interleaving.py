@@ -122,6 +122,15 @@ class Stage:
         finally:
             connection_created.disconnect(dispatch_uid="stage")
 
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Let the test itself do something in the thread of the actor that runs."""
+        actor, self.running = self.running, None
+        try:
+            yield
+        finally:
+            self.running = actor
+
     def reach(self, place: str) -> None:
         """Let the actor that runs stop here, in whatever thread it has work done for it."""
         if self.running is not None:

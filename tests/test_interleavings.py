@@ -319,12 +319,13 @@ class Interleavings(RuleBasedStateMachine):
 
     def _may_be_sent(self, call: Call) -> None:
         """A refresh token is sent twice only when nobody knows what became of the first time."""
-        assert call.sent == self.held[-1], "What is sent is not what the row holds."
-        assert not policy.is_recent(self.row), "A pair is replaced that has just come."
-        now = timezone.now()
-        assert self.row.next_attempt_at is None or self.row.next_attempt_at <= now, "Too soon."
-        assert self.row.lease_until is not None
-        claimed = self.row.lease_until - lifecycle.LEASE
+        with self.stage.aside():
+            row, now = BipsyncToken.objects.get(), timezone.now()
+        assert call.sent == row.unseal("refresh_token"), "What is sent is not what the row holds."
+        assert not policy.is_recent(row), "A pair is replaced that has just come."
+        assert row.next_attempt_at is None or row.next_attempt_at <= now, "Too soon."
+        assert row.lease_until is not None
+        claimed = row.lease_until - lifecycle.LEASE
         assert now - claimed < timedelta(seconds=lifecycle.SEND_WITHIN + 1), "The claim is too old."
         for earlier in self.calls:
             if earlier.sent == call.sent:

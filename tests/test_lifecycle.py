@@ -354,6 +354,18 @@ def test_an_expired_lease_is_taken_over_and_the_doubt_is_noted(
     assert reload(token).in_doubt_at is not None
 
 
+def test_who_read_the_row_too_long_ago_gets_no_lease(
+    token: BipsyncToken, bipsync: SimulatedBipsync
+) -> None:
+    before_a_refresh = expire(token)
+    lifecycle.access_token(token)
+    assert lifecycle._claim(before_a_refresh) is None
+    before_its_death = expire(token)
+    BipsyncToken.objects.update(status=Status.NEEDS_SIGN_IN)
+    assert lifecycle._claim(before_its_death) is None
+    assert bipsync.calls["refresh"] == 1
+
+
 def test_who_read_the_row_before_a_refresh_failed_does_not_try_at_once_again(
     token: BipsyncToken, bipsync: SimulatedBipsync
 ) -> None:

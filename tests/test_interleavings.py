@@ -37,7 +37,7 @@ from hypothesis.stateful import (
 )
 
 from bipsync_django import durable, lifecycle, policy
-from bipsync_django.conf import MAX_HTTP_TIMEOUT, Tenant
+from bipsync_django.conf import Tenant
 from bipsync_django.exceptions import BipsyncError, GrantDead, SignInRequired
 from bipsync_django.models import BipsyncToken, HourlyCount, TenantState, TokenEvent
 from bipsync_django.oauth import transport
@@ -394,7 +394,7 @@ class Interleavings(RuleBasedStateMachine):
             model._default_manager.update(**ago)
         self.row.refresh_from_db()
         for call in self.calls:
-            if call.is_under_way and self.now - call.since > MAX_HTTP_TIMEOUT:
+            if call.is_under_way and self.now - call.since > lifecycle.ANSWERED_WITHIN:
                 call.is_overdue = True
 
     def _take(self, turn: Turn, actor: Caller) -> None:
@@ -467,7 +467,7 @@ class Interleavings(RuleBasedStateMachine):
         """Let the request be on its way for a while; runs in the simulator's thread."""
         owner = self.stage.running
         if calls := [call for call in self.calls if call.owner is owner]:
-            self.is_late |= self.now - calls[-1].since > MAX_HTTP_TIMEOUT
+            self.is_late |= self.now - calls[-1].since > lifecycle.ANSWERED_WITHIN
         with suppress(Crash):  # Who has sent it is gone, and it arrives all the same.
             self.stage.reach("waits for Bipsync")
         response = SimulatedBipsync.answer_token_request(self.bipsync, request)

@@ -167,6 +167,19 @@ def test_an_answer_that_cost_a_token_stops_the_next_one_at_once(
     assert reload(token).in_doubt_at is not None
 
 
+def test_a_lost_answer_explains_a_death_and_says_nothing_about_the_tenant(
+    token: BipsyncToken, bipsync: SimulatedBipsync
+) -> None:
+    bipsync.withdraw(token.subject)
+    expired = expire(token)
+    for _ in range(breaker.DEATHS_BEFORE_DOUBT + 1):
+        BipsyncToken.objects.update(status="active", in_doubt_at=timezone.now())
+        with pytest.raises(SignInRequired):
+            lifecycle.access_token(expired)
+    assert reload(token).last_error == "answer_lost"
+    assert not TenantState.objects.exclude(dead_in_a_row=0).exists()
+
+
 def test_rows_without_a_refresh_token_say_nothing_about_the_tenant(
     token: BipsyncToken, bipsync: SimulatedBipsync
 ) -> None:

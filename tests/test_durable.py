@@ -112,7 +112,11 @@ def test_a_connection_pool_that_is_used_up_fails_before_the_call(
 def test_what_would_interrupt_is_put_off_and_not_forgotten() -> None:
     done: list[str] = []
     told: list[int] = []
-    before = signal.signal(signal.SIGTERM, lambda number, frame: told.append(number))
+    before = {
+        signal.SIGTERM: signal.signal(signal.SIGTERM, lambda number, frame: told.append(number)),
+        # A process in the background ignores it.
+        signal.SIGINT: signal.signal(signal.SIGINT, signal.default_int_handler),
+    }
     try:
         with pytest.raises(KeyboardInterrupt), durable.hold_signals():
             signal.raise_signal(signal.SIGTERM)
@@ -122,7 +126,8 @@ def test_what_would_interrupt_is_put_off_and_not_forgotten() -> None:
         assert (done, told) == (["stored"], [signal.SIGTERM])
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def test_what_one_handler_raises_keeps_nobody_from_the_next() -> None:

@@ -418,6 +418,25 @@ def test_an_owner_whose_lease_was_taken_over_still_stores_the_live_pair(
     assert bipsync.is_alive(refresh_token_of(token))
 
 
+def test_a_dead_answer_counts_only_as_long_as_the_lease_is_ones_own(
+    token: BipsyncToken, bipsync: SimulatedBipsync
+) -> None:
+    expired = expire(token)
+    slow = lifecycle._claim(expired)
+    assert slow is not None
+    past = timezone.now() - timedelta(seconds=1)
+    BipsyncToken.objects.filter(pk=token.pk).update(lease_until=past)
+    other = lifecycle._claim(expired)
+    assert other is not None
+    assert lifecycle._mark_dead(slow, expired, "invalid_grant") is False
+    assert reload(token).status == Status.ACTIVE
+    lifecycle._carry_out(other)
+    assert lifecycle._mark_dead(slow, expired, "invalid_grant") is False
+    assert lifecycle._mark_dead(other, expired, "invalid_grant") is False
+    row = reload(token)
+    assert (row.status, row.generation) == (Status.ACTIVE, 2)
+
+
 def test_a_late_answer_revives_a_row_that_a_second_sender_found_dead(
     token: BipsyncToken, bipsync: SimulatedBipsync
 ) -> None:

@@ -7,7 +7,7 @@ which all sessions of a process share.
 
 import copy
 import os
-import traceback
+import sys
 from typing import Any, Self
 from urllib.parse import urlsplit
 
@@ -31,6 +31,7 @@ from . import lifecycle
 from .conf import Tenant, get_tenant, is_secure_url
 from .exceptions import AddressRefused, ForeignHost, MissingScope, SignInRequired, Unauthorized
 from .models import BipsyncToken
+from .redaction import forget_variables
 
 __all__ = ["api_session"]
 
@@ -126,12 +127,13 @@ class _TokenAdapter(BaseAdapter):
         if request.url is not None and request.url.startswith("http:"):
             # A proxy of the environment would carry the token away from loopback, in clear.
             kwargs["proxies"] = {}
+        outer = sys.exc_info()[1]
         try:
             response = self._send(request, kwargs)
         except BaseException as error:
             if isinstance(error, requests.RequestException):
                 error.request = request
-            _forget_variables(error)
+            forget_variables(error, outer)
             raise
         response.request = request
         return response
@@ -207,17 +209,6 @@ def _rewind(request: requests.PreparedRequest) -> bool:
 def _name(request: requests.PreparedRequest) -> str:
     """What messages call the request: without the query, which may be nobody else's business."""
     return f"{request.method} {urlsplit(str(request.url)).path}"
-
-
-def _forget_variables(error: BaseException) -> None:
-    """Clear the variables of the frames behind ``error``.
-
-    The headers are among them, and error pages and error trackers show variables.
-    """
-    link: BaseException | None = error
-    while link is not None:
-        traceback.clear_frames(link.__traceback__)
-        link = link.__context__
 
 
 def _is_tenants(url: str | None, tenant: Tenant) -> bool:

@@ -7,6 +7,7 @@ caller tries; the others wait for what becomes of it.
 
 import functools
 import logging
+from contextlib import suppress
 from datetime import timedelta
 
 from django.db import models
@@ -25,9 +26,11 @@ __all__ = [
     "hand_over",
     "note_death",
     "note_failure",
+    "note_sign_in",
     "note_success",
     "open_for",
     "raise_if_foreign",
+    "say_once",
     "take_trial",
     "tenants_held_back",
 ]
@@ -82,12 +85,15 @@ def _held_back(state: TenantState) -> RefreshUnavailable:
 def tenants_held_back() -> list[str]:
     """Return the tenants for which background work has nothing to do at this moment."""
     ours = get_settings().deployment
+    for tenant in get_settings().tenants:
+        with suppress(OtherDeployment):
+            claim_deployment(tenant)
     held_back = []
     for state in _states():
         is_open = state.breaker_until is not None and state.breaker_until > timezone.now()
         is_foreign = state.deployment not in {"", ours}
         if is_foreign:
-            _say_once(state.tenant, state.deployment, ours)
+            say_once(state.tenant, str(OtherDeployment(state.deployment, ours)))
         if is_open or is_foreign:
             held_back.append(state.tenant)
     return held_back
@@ -106,6 +112,13 @@ def note_success(tenant: str) -> None:
         states.update(**_CLOSED)
 
 
+def note_sign_in(tenant: str) -> None:
+    """The application and its addresses are right: close what was open for doubts about them."""
+    state = _states().filter(tenant=tenant).first()
+    if state is not None and state.configuration_error in {"", *_MENDED_BY_SIGN_IN}:
+        note_success(tenant)
+
+
 def note_death(tenant: str) -> None:
     """Many deaths without a success look like a wrong URL or application; hold the rest back."""
     states = _existing(tenant)
@@ -114,19 +127,21 @@ def note_death(tenant: str) -> None:
         open_for(tenant, "many_dead")
 
 
-def note_failure(tenant: str, reason: str, *, spent: bool = False) -> None:
+def note_failure(tenant: str, reason: str, *, is_first: bool, spent: bool = False) -> None:
     """Count a refresh without a usable answer, and open the breaker as soon as ``reason`` asks.
 
     What concerns the application opens it at once, and so does an answer that cost the row its
     refresh token (``spent``). What one row alone may be the cause of has to come three times in a
-    row. Anything else is an outage after ten.
+    row, and that row's later failures (without ``is_first``) say nothing new. Anything else is an
+    outage after ten.
     """
     states = _existing(tenant)
     states.update(failed_in_a_row=F("failed_in_a_row") + 1)
     in_a_row = states.values_list("failed_in_a_row", flat=True).first() or 1
-    if reason in _APPLICATION or (reason in _PERHAPS and in_a_row >= REFUSALS_BEFORE_DOUBT):
+    is_doubtful = reason in _PERHAPS and is_first and in_a_row >= REFUSALS_BEFORE_DOUBT
+    if reason in _APPLICATION or is_doubtful:
         open_for(tenant, reason)
-    elif spent:
+    elif spent and is_first:
         open_for(tenant, reason, OUTAGE_HELD_BACK)
     elif reason not in _PERHAPS and in_a_row >= FAILURES_BEFORE_PAUSE:
         open_for(tenant, "outage", OUTAGE_HELD_BACK)
@@ -162,7 +177,10 @@ def claim_deployment(tenant: str) -> None:
     ours = get_settings().deployment
     state = _states().filter(tenant=tenant).first()
     if ours and (state is None or not state.deployment):
-        _existing(tenant).filter(deployment="").update(deployment=ours)
+        if _existing(tenant).filter(deployment="").update(deployment=ours):
+            logger.warning(
+                "The grants of %s belong to the deployment %r from now on.", tenant, ours
+            )
         state = _states().get(tenant=tenant)
     if state is not None:
         raise_if_foreign(tenant, state.deployment)
@@ -177,12 +195,14 @@ def raise_if_foreign(tenant: str, deployment: str) -> None:
     """Raise ``OtherDeployment`` if the rows are those of another deployment than this one."""
     ours = get_settings().deployment
     if deployment not in {"", ours}:
-        _say_once(tenant, deployment, ours)
-        raise OtherDeployment(deployment, ours)
+        error = OtherDeployment(deployment, ours)
+        say_once(tenant, str(error))
+        raise error
 
 
 # The application's settings are wrong, or the address: no row is the cause.
 _APPLICATION = {
+    "configuration",
     "forbidden",
     "invalid_client",
     "unauthorized_client",
@@ -190,7 +210,22 @@ _APPLICATION = {
     "wrong_endpoint",
 }
 # The same, or something about one row.
-_PERHAPS = {"invalid_request", "invalid_scope", "token_refused"}
+_PERHAPS = {
+    "invalid_request",
+    "invalid_scope",
+    "other_application",
+    "secret_unreadable",
+    "token_refused",
+}
+# What a sign-in shows to be well. It says nothing of refreshing.
+_MENDED_BY_SIGN_IN = {
+    "configuration",
+    "forbidden",
+    "invalid_client",
+    "many_dead",
+    "outage",
+    "wrong_endpoint",
+}
 _CLOSED = {
     "breaker_until": None,
     "configuration_error": "",
@@ -200,8 +235,9 @@ _CLOSED = {
 
 
 @functools.cache
-def _say_once(tenant: str, theirs: str, ours: str) -> None:
-    logger.error("%s: %s", tenant, OtherDeployment(theirs, ours))
+def say_once(tenant: str, message: str) -> None:
+    """Log an error the first time that this process meets it."""
+    logger.error("%s: %s", tenant, message)
 
 
 def _states() -> models.QuerySet[TenantState]:

@@ -133,7 +133,7 @@ def check_deployment(
     return [
         checks.Warning(
             f"{state.tenant}: {OtherDeployment(state.deployment, ours)}",
-            hint='docs/tokens.md says more under "Backups and copies".',
+            hint="Run manage.py bipsync_deployment: it names the choices.",
             id="bipsync_django.W003",
         )
         for state in states

@@ -271,7 +271,7 @@ _KEYS: Mapping[str, _Key] = {
         "seconds, 3600 (an hour) to 7776000 (90 days), or None to let unused grants run out",
     ),
     "DEPLOYMENT": _Key(
-        lambda value: _is_text(value) and len(str(value)) <= _LONGEST_DEPLOYMENT,
+        lambda value: isinstance(value, str) and len(value) <= _LONGEST_DEPLOYMENT,
         'a name for this deployment, of at most 64 characters, for example "production"',
     ),
     "SESSION_CHECK_INTERVAL": _Key(_is_number(0, _DAY), "seconds, 0 to 86400"),

@@ -22,6 +22,7 @@ from .exceptions import (
     ConfigurationError,
     KeysUnavailable,
     MissingScope,
+    RefreshInsideTransaction,
     RefreshUnavailable,
     SignInRequired,
 )
@@ -82,7 +83,10 @@ def bipsync_token_required(
             except _ANSWERED as error:
                 return gate.answer(request, error)
 
-        return asynchronous if _is_asynchronous(view) else synchronous
+        decorated: Any = asynchronous if _is_asynchronous(view) else synchronous
+        # The middleware leaves the way to Bipsync to this view, which knows what to ask for.
+        decorated.bipsync_token_required = True
+        return decorated  # type: ignore[no-any-return]
 
     return decorate if view is None else decorate(view)
 
@@ -125,8 +129,8 @@ class _Gate:
     def _answer(self, request: HttpRequest, error: BipsyncError) -> HttpResponse:
         if isinstance(error, AddressRefused):
             return self._refuse(request, "address_refused", error)
-        if isinstance(error, ConfigurationError):
-            # Both at once is what a database says that belongs to another deployment.
+        if isinstance(error, ConfigurationError | RefreshInsideTransaction):
+            # Waiting helps neither: a database of another deployment, or SQLite in a transaction.
             return self._refuse(request, "misconfigured", error)
         if isinstance(error, KeysUnavailable | RefreshUnavailable):
             return self._refuse(request, "no_answer", error)

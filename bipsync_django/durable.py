@@ -10,6 +10,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from contextvars import copy_context
+from pathlib import Path
 from typing import Any, TypeVar
 
 from django.db import Error, OperationalError, connections, models, router, transaction
@@ -120,11 +122,12 @@ def hold_signals() -> Iterator[None]:
         yield
         return
     arrived: list[int] = []
-    # None is a handler that was not set from Python, and could not be put back.
+    set_in_c = _set_in_c()
     handlers = {
         number: handler
         for number in _HELD
-        if (handler := signal.getsignal(number)) not in (None, signal.SIG_IGN)
+        if callable(handler := signal.getsignal(number))
+        or (handler is signal.SIG_DFL and number not in set_in_c)
     }
     with ExitStack() as after:
         # Last in, first out: all handlers are put back before what arrived is let through, and
@@ -136,6 +139,20 @@ def hold_signals() -> Iterator[None]:
                 signal.signal(number, lambda number, frame: arrived.append(number))
                 after.callback(signal.signal, number, handler)
         yield
+
+
+def _set_in_c() -> set[int]:
+    """Return the signals with a handler that Python could not put back, such as uWSGI's.
+
+    Python tells of the handlers that it found when it started, and of its own. Linux says which
+    signals have any; elsewhere all of them may.
+    """
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+        caught = int(status.partition("SigCgt:")[2].split()[0], base=16)
+    except (OSError, ValueError, IndexError):
+        return {*_HELD}
+    return {number for number in _HELD if caught & (1 << (number - 1))}
 
 
 def _raise_all(arrived: list[int]) -> None:
@@ -209,9 +226,12 @@ def _on_own_connection(work: Callable[[], T], using: str) -> T:
         finally:
             connections.close_all()
 
-    thread = threading.Thread(target=run, name="bipsync-durable")
+    thread = threading.Thread(target=copy_context().run, args=(run,), name="bipsync-durable")
     with hold_signals():
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError as error:
+            raise RefreshUnavailable("busy", "The machine has no thread left.") from error
         thread.join()
     if errors:
         raise errors[0]

@@ -125,8 +125,8 @@ class RefreshInsideTransaction(RefreshUnavailable):
         super().__init__(
             "inside_transaction",
             "A token has to be refreshed inside a transaction, which SQLite cannot do without "
-            "risking the new token. Call Bipsync outside of transaction.atomic() and without "
-            "ATOMIC_REQUESTS, or use PostgreSQL, MariaDB or MySQL.",
+            "risking the new token. Call Bipsync outside of transaction.atomic(), mark the view "
+            "with transaction.non_atomic_requests, or use PostgreSQL, MariaDB or MySQL.",
         )
 
 

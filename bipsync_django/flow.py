@@ -15,6 +15,7 @@ import re
 import secrets
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 
@@ -28,6 +29,7 @@ from django.urls import reverse
 from django.utils import timezone
 from django.utils.http import url_has_allowed_host_and_scheme
 
+from . import breaker
 from .conf import Tenant, get_settings
 from .exceptions import ConfigurationError, SignInRefused
 from .models import SpentState
@@ -99,6 +101,8 @@ def begin(
     one is dropped. ``scopes`` are those to ask for, by default the tenant's. ``user`` is the
     primary key, as text, of the only person whom this trip may be for.
     """
+    with suppress(Error):  # the callback asks again
+        breaker.claim_deployment(tenant.slug)
     trip = Trip(
         state=secrets.token_urlsafe(32),
         verifier=create_verifier(),

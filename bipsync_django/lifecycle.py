@@ -8,10 +8,11 @@ Bipsync was slow still holds the only live pair.
 
 import enum
 import logging
+import sys
 import time
 import uuid
 from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -34,7 +35,6 @@ from .exceptions import (
     GrantDead,
     KeysUnavailable,
     ProviderMisconfigured,
-    RefreshInsideTransaction,
     RefreshUnavailable,
     RetryLater,
     SecretUnreadable,
@@ -46,6 +46,7 @@ from .exceptions import (
 from .models import BipsyncToken, BipsyncTokenQuerySet, TenantState, TokenEvent
 from .oauth.claims import Claims, validate_access_token
 from .oauth.client import TokenPair, refresh_pair
+from .redaction import forget_variables
 
 __all__ = [
     "Outcome",
@@ -120,7 +121,7 @@ def access_token(token: BipsyncToken, *, min_validity: float = 60) -> str:
     if row.status == Status.ACTIVE and _may_be_used(row) and is_due(row):
         try:
             row = _obtain(row, row.generation, is_due, wait=True)
-        except (RefreshUnavailable, SignInRequired):
+        except (ConfigurationError, RefreshUnavailable, SecretUnreadable, SignInRequired):
             row = _read_beside(token.pk)
             if not _is_alive(row):
                 raise
@@ -248,7 +249,7 @@ def sign_in(
             setattr(row, name, value)
         row.save(using=database(), update_fields=values)
         record(row, Event.SIGNED_IN, actor=user)
-    breaker.note_success(tenant.slug)
+    breaker.note_sign_in(tenant.slug)
     count(tenant.slug, "signed_in")
     _send(signals.signed_in, row, claims=claims)
     return row
@@ -311,6 +312,10 @@ def _is_refused(row: BipsyncToken) -> bool:
     return row.last_error == "token_refused"
 
 
+def _is_quarantined(row: BipsyncToken) -> bool:
+    return _is_refused(row) and row.validated_generation < row.generation
+
+
 @sensitive_variables()
 def _hand_out(row: BipsyncToken) -> str:
     _raise_if_foreign(row)
@@ -371,7 +376,7 @@ def _claim_or_wait(
     while True:
         # A row that was read too long ago, or in an older snapshot, gets no claim.
         claim = _claim(row)
-        refreshed = _carry_out(claim) if claim is not None else None
+        refreshed = _carry_out_and_forget(claim) if claim is not None else None
         if refreshed is not None:
             return refreshed
         if not wait:
@@ -453,6 +458,16 @@ def _claim(row: BipsyncToken) -> _Claim | None:
     return claim if taken else None
 
 
+def _carry_out_and_forget(claim: _Claim) -> BipsyncToken | None:
+    """Carry the claim out, and leave no secret in the frames of what is raised."""
+    outer = sys.exc_info()[1]
+    try:
+        return _carry_out(claim)
+    except BaseException as error:
+        forget_variables(error, outer)
+        raise
+
+
 @sensitive_variables()
 def _carry_out(claim: _Claim) -> BipsyncToken | None:
     """Return the refreshed row, or ``None`` when the lease was lost before it could be used."""
@@ -462,6 +477,9 @@ def _carry_out(claim: _Claim) -> BipsyncToken | None:
     tenant, client_secret, refresh_token = _prepare(claim, row)
     if refresh_token is None:
         _mark_dead(claim, row, "no_refresh_token")
+        breaker.say_once(
+            row.tenant, "Bipsync hands out no refresh tokens: ask for that grant type."
+        )
         raise SignInRequired("Bipsync handed out no means to refresh; sign in again.")
     try:
         with durable.hold_signals():
@@ -481,7 +499,7 @@ def _carry_out(claim: _Claim) -> BipsyncToken | None:
         _mark_failed(claim, row, error)
         raise RefreshUnavailable(error.code, str(error)) from error
     except ConfigurationError as error:
-        _release(claim, error)
+        _release(claim, row, error)
         raise
     return _tell(row, pair, stored)
 
@@ -504,12 +522,12 @@ def _prepare(claim: _Claim, row: BipsyncToken) -> tuple[Tenant, str, str | None]
         if time.monotonic() - claim.at >= SEND_WITHIN:
             raise RefreshUnavailable("busy", "The database is too slow to refresh safely.")
     except BipsyncError as error:
-        _release(claim, error)
+        _release(claim, row, error)
         raise
     return tenant, client_secret, refresh_token
 
 
-def _release(claim: _Claim, error: BipsyncError) -> None:
+def _release(claim: _Claim, row: BipsyncToken, error: BipsyncError) -> None:
     code = "secret_unreadable" if isinstance(error, SecretUnreadable) else "configuration"
     code = getattr(error, "code", code)
     if code == "busy" or getattr(error, "until", None):
@@ -518,7 +536,11 @@ def _release(claim: _Claim, error: BipsyncError) -> None:
         return
     # What an administrator has to mend will not be mended within a minute.
     pause = timezone.now() + MENDED_EARLIEST
-    _update(claim.rows(), lease_id=None, lease_until=None, last_error=code, next_attempt_at=pause)
+    if _update(
+        claim.rows(), lease_id=None, lease_until=None, last_error=code, next_attempt_at=pause
+    ):
+        record(row, Event.REFRESH_FAILED, code)
+        breaker.note_failure(row.tenant, code, is_first=row.last_error != code)
 
 
 def _mark_dead(claim: _Claim, row: BipsyncToken, reason: str) -> bool:
@@ -549,7 +571,8 @@ def _mark_failed(claim: _Claim, row: BipsyncToken, error: TokenEndpointError) ->
         "lease_id": None,
         "lease_until": None,
         "attempt": F("attempt") + 1,
-        "last_error": error.code,
+        # A token that was refused stays so, until another one is there.
+        "last_error": row.last_error if _is_quarantined(row) else error.code,
         "next_attempt_at": next_attempt,
     }
     if get_settings().refresh_ahead is not None:
@@ -561,7 +584,7 @@ def _mark_failed(claim: _Claim, row: BipsyncToken, error: TokenEndpointError) ->
         row = _read(claim.pk)
         record(row, Event.REFRESH_FAILED, error.code)
         count(row.tenant, "refresh_failed")
-        breaker.note_failure(row.tenant, error.code, spent=is_spent)
+        breaker.note_failure(row.tenant, error.code, is_first=row.attempt == 1, spent=is_spent)
         _send(signals.refresh_failed, row, reason=error.code)
 
 
@@ -664,17 +687,25 @@ def _check(row: BipsyncToken, *, from_provider: bool = False) -> Claims | None:
 
 
 def _validate_beside(row: BipsyncToken) -> None:
-    """Validate where what is found out is kept, whatever becomes of the caller's transaction.
+    """Validate, and keep the verdict whatever becomes of the caller's transaction.
 
     In the caller's own it would lock the row until the caller commits, and a refresh elsewhere
-    with it. SQLite can only look, and leaves the verdict to the next reader.
+    with it. Where no other connection is to be had, the verdict is left to the next reader.
     """
     try:
-        claims = durable.outside_transaction(lambda: _validate(row), database())
-    except RefreshInsideTransaction:
         claims = _check(row)
-    if claims is None and _is_refused(row):
+    except (RefreshUnavailable, SignInRequired):
+        _keep_verdict(row)
+        raise
+    if claims is not None:
+        _keep_verdict(row)
+    elif _is_refused(row):
         raise RefreshUnavailable("token_refused", "The token did not validate and is held back.")
+
+
+def _keep_verdict(row: BipsyncToken) -> None:
+    with suppress(RefreshUnavailable, SignInRequired):
+        durable.outside_transaction(lambda: _validate(row), database())
 
 
 def _quarantine(row: BipsyncToken) -> None:
@@ -686,7 +717,7 @@ def _quarantine(row: BipsyncToken) -> None:
         next_refresh_at=pause,
     ):
         record(row, Event.QUARANTINED, "token_refused")
-        breaker.note_failure(row.tenant, "token_refused")
+        breaker.note_failure(row.tenant, "token_refused", is_first=True)
 
 
 def _end(row: BipsyncToken, reason: str) -> None:
@@ -701,6 +732,7 @@ def _end(row: BipsyncToken, reason: str) -> None:
         generation=row.generation + 1,
     ):
         record(row, Event.NEEDS_SIGN_IN, reason)
+        breaker.note_death(row.tenant)
         _send(signals.needs_sign_in, row, reason=reason)
 
 

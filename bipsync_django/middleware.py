@@ -26,7 +26,7 @@ from .conf import get_settings
 from .failures import login_url, refuse_program, wants_page
 from .models import BipsyncToken
 
-__all__ = ["BipsyncSessionMiddleware", "stamp"]
+__all__ = ["BipsyncSessionMiddleware", "end_lapsed_session", "stamp"]
 
 logger = logging.getLogger(__name__)
 
@@ -64,12 +64,22 @@ def stamp(request: HttpRequest, token: BipsyncToken) -> None:
     request.session[_KEY] = asdict(_Stamp(token.pk, signed_in_at.timestamp(), backend))
 
 
+def end_lapsed_session(request: HttpRequest) -> None:
+    """End the session of a person who was sent to sign in again and declined.
+
+    Every page would send them there once more, and they could not even sign out.
+    """
+    found = _find_stamp(request)
+    if found is not None and _judge(found, request.session[SESSION_KEY]) is not _Verdict.GO_ON:
+        logout(request)
+
+
 class BipsyncSessionMiddleware(MiddlewareMixin):
     """Ends sessions with their grant, and sends people whose grant ran out through sign-in.
 
     Place it after ``AuthenticationMiddleware`` and before ``LoginRequiredMiddleware``. It looks
-    at sessions that ``CallbackView`` began and at no others. Views of this package and views
-    marked with ``login_not_required`` are left alone.
+    at sessions that ``CallbackView`` began and at no others. Views of this package are left
+    alone, and pages marked with ``login_not_required`` send nobody to sign in.
     """
 
     def process_view(
@@ -80,7 +90,7 @@ class BipsyncSessionMiddleware(MiddlewareMixin):
         view_kwargs: dict[str, Any],
     ) -> HttpResponse | None:
         """Return what is to be answered instead of the view, or ``None``."""
-        if _is_exempt(request, view_func):
+        if _is_ours(request):
             return None
         found = _find_stamp(request)
         if found is None:
@@ -89,7 +99,9 @@ class BipsyncSessionMiddleware(MiddlewareMixin):
         if verdict is _Verdict.OVER:
             self.end_session(request)
             return None if wants_page(request) else refuse_program(request, "sign_in_required")
-        if verdict is _Verdict.SIGN_IN:
+        # Pages that need no sign-in are shown without one. A program's view has that mark where
+        # Django REST framework put it, which asks the session all the same.
+        if verdict is _Verdict.SIGN_IN and (_needs_sign_in(view_func) or not wants_page(request)):
             return self.send_to_sign_in(request)
         return None
 
@@ -117,10 +129,15 @@ async def _nobody() -> AnonymousUser:
     return AnonymousUser()
 
 
-def _is_exempt(request: HttpRequest, view_func: Callable[..., Any]) -> bool:
+def _is_ours(request: HttpRequest) -> bool:
     match = request.resolver_match
-    is_ours = match is not None and "bipsync" in match.app_names
-    return is_ours or not getattr(view_func, "login_required", True)
+    return match is not None and "bipsync" in match.app_names
+
+
+def _needs_sign_in(view_func: Callable[..., Any]) -> bool:
+    """Whether the way to Bipsync is ours to show; the decorator knows which scopes to ask for."""
+    is_marked = not getattr(view_func, "login_required", True)
+    return not is_marked and not getattr(view_func, "bipsync_token_required", False)
 
 
 def _find_stamp(request: HttpRequest) -> _Stamp | None:

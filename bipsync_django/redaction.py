@@ -1,8 +1,9 @@
-"""Nothing secret in logs."""
+"""Nothing secret in logs and in what error trackers show."""
 
 import logging
+import traceback
 
-__all__ = ["install"]
+__all__ = ["forget_variables", "install"]
 
 # requests-oauthlib prints client secret, code, verifier and both tokens at DEBUG.
 _TALKATIVE = ("requests_oauthlib.oauth2_session",)
@@ -14,6 +15,18 @@ class _NoDebug(logging.Filter):
 
 
 _FILTER = _NoDebug()
+
+
+def forget_variables(error: BaseException, outer: BaseException | None) -> None:
+    """Clear the variables of the frames that ``error`` and its causes have left.
+
+    Tokens and headers are among them, and error trackers show variables. ``outer`` is what was
+    being handled when our own code began: its frames are the site's, and may go on.
+    """
+    link: BaseException | None = error
+    while link is not None and link is not outer:
+        traceback.clear_frames(link.__traceback__)
+        link = link.__context__
 
 
 def install() -> None:

@@ -29,8 +29,8 @@ from .exceptions import (
     SignInRefused,
     TokenRefused,
 )
-from .failures import login_url, refuse
-from .middleware import stamp
+from .failures import login_url, refuse, refuse_program, wants_page
+from .middleware import end_lapsed_session, stamp
 from .models import BipsyncToken
 from .oauth.claims import Claims, validate_access_token
 from .oauth.client import TokenPair, exchange_code
@@ -88,6 +88,9 @@ class LoginView(_SignInView):
     """``login/?next=…``: send the browser to Bipsync."""
 
     def get(self, request: HttpRequest) -> HttpResponse:
+        if not wants_page(request):
+            # A script that followed a redirect to Bipsync's pages would only fail there.
+            return refuse_program(request, "sign_in_required")
         try:
             return flow.begin(request, get_tenant(), next_url=self._next_url(request))
         except ConfigurationError as error:
@@ -125,6 +128,8 @@ class CallbackView(_SignInView):
         return response
 
     def refuse(self, request: HttpRequest, refused: SignInRefused) -> HttpResponse:
+        if refused.reason == "declined":
+            end_lapsed_session(request)
         response = super().refuse(request, refused)
         if refused.reason not in {"unknown_state", "replayed_state"}:
             flow.end(request, response, request.GET.get("state", ""))

@@ -1,5 +1,6 @@
 """Calling Bipsync's API on a person's behalf."""
 
+import asyncio
 import io
 import os
 import ssl
@@ -16,6 +17,7 @@ from typing import Any
 
 import pytest
 import requests
+from asgiref.sync import sync_to_async
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -962,3 +964,29 @@ def test_no_response_leads_to_the_token(user: User, bipsync: SimulatedBipsync) -
     # Even so it can be asked again.
     with api_session(user) as session:
         assert session.send(answer.request).status_code == 200
+
+
+def test_an_asynchronous_view_may_call_while_it_handles_an_error_of_its_own(
+    user: User, token: BipsyncToken
+) -> None:
+    """Its frame is among those behind our exception, and it goes on."""
+    BipsyncToken.objects.update(status=BipsyncToken.Status.NEEDS_SIGN_IN, access_token=None)
+
+    def call() -> int:
+        try:
+            with api_session(user) as bipsync:
+                return bipsync.get("/v1/users/me").status_code
+        finally:
+            connections.close_all()
+
+    async def view() -> str:
+        try:
+            raise ZeroDivisionError
+        except ZeroDivisionError:
+            try:
+                await sync_to_async(call)()
+            except SignInRequired:
+                return "handled"
+        return "not raised"
+
+    assert asyncio.run(view()) == "handled"

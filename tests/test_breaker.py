@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("database")
 
 @pytest.fixture(autouse=True)
 def _say_it_again() -> None:
-    breaker._say_once.cache_clear()
+    breaker.say_once.cache_clear()
 
 
 @pytest.fixture
@@ -137,24 +137,20 @@ def test_somebody_elses_trial_costs_the_row_nothing(
 def test_what_may_be_about_one_row_has_to_come_three_times_in_a_row(
     token: BipsyncToken, bipsync: SimulatedBipsync, error: str
 ) -> None:
-    other = connect(bipsync, person=list(bipsync.users)[1])
-    expired = expire(token)
+    tokens = [token, *(connect(bipsync, person=person) for person in list(bipsync.users)[1:])]
 
-    def fail() -> None:
+    def fail(row: BipsyncToken) -> str:
         bipsync.fail("token", Answer(400, {"error": error}))
         with pytest.raises(RefreshUnavailable):
-            lifecycle.access_token(expired)
+            lifecycle.access_token(expire(row))
         BipsyncToken.objects.update(next_attempt_at=None)
+        return TenantState.objects.get().configuration_error
 
-    fail()
-    fail()
-    # Another row is not held back, and its success starts the count anew.
-    lifecycle.access_token(expire(other))
-    fail()
-    fail()
-    assert TenantState.objects.get().breaker_until is None
-    fail()
-    assert TenantState.objects.get().configuration_error == error
+    # However often it is the same row.
+    assert [fail(token) for _ in range(4)] == [""] * 4
+    # A success starts the count anew.
+    lifecycle.access_token(expire(token))
+    assert [fail(row) for row in tokens] == ["", "", error]
 
 
 def test_an_answer_that_cost_a_token_stops_the_next_one_at_once(
@@ -178,6 +174,53 @@ def test_a_lost_answer_explains_a_death_and_says_nothing_about_the_tenant(
             lifecycle.access_token(expired)
     assert reload(token).last_error == "answer_lost"
     assert not TenantState.objects.exclude(dead_in_a_row=0).exists()
+
+
+@pytest.mark.parametrize(
+    ("reason", "is_closed"), [("invalid_client", True), ("unexpected_answer", False)]
+)
+def test_a_sign_in_closes_what_it_shows_to_be_well_and_nothing_else(
+    token: BipsyncToken, bipsync: SimulatedBipsync, reason: str, is_closed: bool
+) -> None:
+    breaker.open_for("acme", reason)
+    connect(bipsync, person=list(bipsync.users)[1])
+    assert (TenantState.objects.get().breaker_until is None) is is_closed
+
+
+def test_a_secret_that_cannot_be_read_holds_the_tenant_back_and_is_told_once(
+    token: BipsyncToken,
+    bipsync: SimulatedBipsync,
+    settings: Any,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    other = connect(bipsync, person=list(bipsync.users)[1])
+    settings.BIPSYNC = {**settings.BIPSYNC, "CLIENT_SECRET": "env:NO_SUCH_VARIABLE"}
+    with caplog.at_level(logging.ERROR, logger="bipsync_django"):
+        # While the present token works, nobody is bothered.
+        assert lifecycle.access_token(nearly_expire(token)) == token.unseal("access_token")
+        for row in (token, other):
+            assert lifecycle.refresh_if_due(expire(row).pk) is Outcome.HELD_BACK
+    assert len(caplog.records) == 1
+    assert TenantState.objects.get().configuration_error == "configuration"
+    assert TokenEvent.objects.filter(name="refresh_failed", reason="configuration").count() == 1
+
+
+def test_other_peoples_tokens_for_everybody_hold_the_tenant_back(
+    token: BipsyncToken, bipsync: SimulatedBipsync
+) -> None:
+    expired = expire(token)
+    stranger = bipsync.sign({**bipsync.access_token_claims(token.subject), "sub": "stranger"})
+    answer = {"token_type": "bearer", "expires_in": 3600, "access_token": stranger}
+    pair = reload(token)
+    for _ in range(breaker.DEATHS_BEFORE_DOUBT):
+        TenantState.objects.update(failed_in_a_row=0)
+        BipsyncToken.objects.update(
+            status="active", refresh_token=pair.refresh_token, obtained_at=None
+        )
+        bipsync.fail("token", Answer(200, {**answer, "refresh_token": "next"}))
+        with pytest.raises(SignInRequired):
+            lifecycle.access_token(expired)
+    assert TenantState.objects.get().configuration_error == "many_dead"
 
 
 def test_rows_without_a_refresh_token_say_nothing_about_the_tenant(
@@ -276,6 +319,7 @@ def test_a_copy_of_the_database_makes_no_call_and_says_so_once(
     before = refresh_token_of(token)
     bipsync.reset_calls()
     named(settings, here)
+    caplog.clear()
     with caplog.at_level(logging.ERROR, logger="bipsync_django"):
         for row in (token, nearly_expire(token), expire(token)):
             with pytest.raises(OtherDeployment, match="bipsync_deployment"):

@@ -122,7 +122,7 @@ def test_a_terminal_sees_a_bar_and_a_log_file_does_not(tokens: list[BipsyncToken
 
 @pytest.mark.parametrize("threads", ["0", "-1", "many"])
 def test_a_useless_number_of_threads_is_refused(database: str, threads: str) -> None:
-    with pytest.raises(CommandError, match="--threads"):
+    with pytest.raises(CommandError, match=r"--threads.*1 or more"):
         run("bipsync_refresh", "--threads", threads)
 
 
@@ -165,10 +165,27 @@ def copied(tokens: list[BipsyncToken], settings: Any) -> list[BipsyncToken]:
 
 
 def test_ones_own_grants_are_said_to_be_so(tokens: list[BipsyncToken], settings: Any) -> None:
-    assert "those of this deployment" in run("bipsync_deployment")
+    assert "No DEPLOYMENT is set" in run("bipsync_deployment")
     settings.BIPSYNC = {**settings.BIPSYNC, "DEPLOYMENT": "production"}
     breaker.claim_deployment("acme")
     assert "those of this deployment ('production')" in run("bipsync_deployment")
+
+
+def test_grants_that_no_deployment_has_named_are_said_to_be_so_and_can_be_erased(
+    tokens: list[BipsyncToken], bipsync: SimulatedBipsync, settings: Any
+) -> None:
+    settings.BIPSYNC = {**settings.BIPSYNC, "DEPLOYMENT": "staging"}
+    assert "nobody's yet" in run("bipsync_deployment")
+    assert f"{len(tokens)} grants erased" in run("bipsync_deployment", "--start-afresh")
+    assert TenantState.objects.get().deployment == "staging"
+
+
+def test_a_sweep_names_the_grants_although_nothing_is_due(
+    tokens: list[BipsyncToken], settings: Any
+) -> None:
+    settings.BIPSYNC = {**settings.BIPSYNC, "DEPLOYMENT": "production"}
+    run("bipsync_refresh")
+    assert TenantState.objects.get().deployment == "production"
 
 
 def test_a_copy_is_told_what_the_choices_are(copied: list[BipsyncToken]) -> None:

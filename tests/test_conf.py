@@ -235,7 +235,7 @@ WRONG: dict[str, list[Any]] = {
     "REFRESH_ENABLED": [None, 0, "no"],
     "REFRESH_AHEAD": [-1, 86_401, "600", True],
     "KEEP_ALIVE": [0, 3599, 90 * 86_400 + 1, "week", True],
-    "DEPLOYMENT": [None, "", " ", "x" * 65, 1],
+    "DEPLOYMENT": [None, "x" * 65, 1],
     "SESSION_CHECK_INTERVAL": [-1, 86_401, None, "60", True],
     "KEEP_EVENTS": [0, 86_400, None, "year", True],
 }
@@ -277,7 +277,7 @@ RIGHT: dict[str, list[Any]] = {
     "CLAIMS": [{}, {"email": "a.b", "first_name": None, "last_name": str}],
     "REFRESH_AHEAD": [0, 86_400, None],
     "KEEP_ALIVE": [3600, 90 * 86_400, None],
-    "DEPLOYMENT": ["staging", "x" * 64],
+    "DEPLOYMENT": ["", "staging", "x" * 64],
     "SESSION_CHECK_INTERVAL": [0, 86_400],
     "KEEP_EVENTS": [7 * 86_400, 3660 * 86_400],
 }

@@ -600,7 +600,7 @@ def no_answer_without_keys(bipsync: SimulatedBipsync, browser: Browser) -> None:
     WORK.do = fail(KeysUnavailable("the keys cannot be fetched"))
 
 
-def no_answer_inside_a_transaction(bipsync: SimulatedBipsync, browser: Browser) -> None:
+def misconfigured_inside_a_transaction(bipsync: SimulatedBipsync, browser: Browser) -> None:
     WORK.do = fail(RefreshInsideTransaction())
 
 
@@ -638,7 +638,7 @@ def other_person(bipsync: SimulatedBipsync, browser: Browser) -> str:
 FAILED: dict[str, Callable[[SimulatedBipsync, Browser], str | None]] = {
     "no_answer": no_answer,
     "no_answer without keys": no_answer_without_keys,
-    "no_answer inside a transaction": no_answer_inside_a_transaction,
+    "misconfigured inside a transaction": misconfigured_inside_a_transaction,
     "address_refused": address_refused,
     "not_permitted": not_permitted,
     "no_connection": no_connection,

@@ -1,19 +1,23 @@
 """Where database work runs, seen from a site's own TestCase and from transactions."""
 
+import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 from django.db import OperationalError, connections, transaction
 from django.test import TestCase
+from django.utils import timezone
 
 from bipsync_django import durable, lifecycle
 from bipsync_django.exceptions import RefreshInsideTransaction, RefreshUnavailable
-from bipsync_django.models import TenantState
+from bipsync_django.models import BipsyncToken, TenantState
 from bipsync_django.testing import SimulatedBipsync
 from tests.databases import for_child, on, on_servers
 from tests.grants import connect, expire, nearly_expire, refresh_token_of
@@ -99,6 +103,13 @@ def test_a_connection_pool_that_is_used_up_fails_before_the_call(
             with pytest.raises(RefreshUnavailable, match="second database connection"):
                 lifecycle.refresh(token, force=True)
         assert bipsync.calls["token"] == 0
+        # Nor does a token that is good need one, although nobody has validated it yet.
+        BipsyncToken.objects.update(
+            validated_generation=0, access_expires_at=timezone.now() + timedelta(hours=1)
+        )
+        with transaction.atomic(using=database):
+            assert lifecycle.access_token(token) == token.unseal("access_token")
+        nearly_expire(token)
         # Outside of a transaction it is enough.
         assert bipsync.is_access_token_alive(lifecycle.access_token(token))
     finally:
@@ -151,6 +162,22 @@ def test_what_one_handler_raises_keeps_nobody_from_the_next() -> None:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux can tell")
+def test_a_handler_that_was_not_set_from_python_stays() -> None:
+    """Such as those of uWSGI: what Python would put back is the default, which kills."""
+    script = "import faulthandler, os, signal; faulthandler.register(signal.SIGUSR1)\n"
+    script += "from bipsync_django import durable\nwith durable.hold_signals(): pass\n"
+    script += "os.kill(os.getpid(), signal.SIGUSR1); print('alive')"
+    script = "import django; django.setup()\n" + script
+    told = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "DJANGO_SETTINGS_MODULE": "tests.settings"},
+        capture_output=True,
+        text=True,
+    )
+    assert told.stdout == "alive\n", told.stderr
 
 
 def test_a_subinterpreter_cannot_hold_signals_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:

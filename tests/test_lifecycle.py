@@ -3,6 +3,7 @@
 import logging
 import threading
 import time
+import traceback
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
@@ -785,6 +786,43 @@ def test_a_token_that_was_refused_by_mistake_is_good_again_once_it_validates(
     settings.BIPSYNC = right
     assert bipsync.is_access_token_alive(lifecycle.access_token(token))
     assert reload(token).last_error == ""
+
+
+def test_a_refused_token_stays_refused_although_the_next_refresh_fails_otherwise(
+    token: BipsyncToken, bipsync: SimulatedBipsync, settings: Any
+) -> None:
+    right = settings.BIPSYNC
+    settings.BIPSYNC = {**right, "AUDIENCE": "elsewhere"}
+    with pytest.raises(RefreshUnavailable, match="validate"):
+        lifecycle.access_token(expire(token))
+    _forget_waiting()
+    bipsync.fail("token", Html(503))
+    with pytest.raises(RefreshUnavailable):
+        lifecycle.refresh(reload(nearly_expire(token)), force=True)
+    bipsync.fail("jwks", Html(503), times=None)
+    cache.clear()
+    with pytest.raises(RefreshUnavailable, match="held back"):
+        lifecycle.access_token(token)
+
+
+def test_no_secret_stays_in_the_frames_of_what_is_raised(
+    token: BipsyncToken, bipsync: SimulatedBipsync
+) -> None:
+    """Error trackers show the variables of every frame."""
+    secrets = [refresh_token_of(token), "portal-secret"]
+    bipsync.fail("token", Html(503))
+    with pytest.raises(RefreshUnavailable) as raised:
+        lifecycle.access_token(expire(token))
+    shown = []
+    error: BaseException | None = raised.value
+    while error is not None:
+        for frame, _ in traceback.walk_tb(error.__traceback__):
+            # The frames of this test hold them on purpose.
+            if "bipsync_django" in frame.f_code.co_filename:
+                shown.append(repr(frame.f_locals))
+        error = error.__context__
+    assert shown
+    assert [secret for secret in secrets if any(secret in text for text in shown)] == []
 
 
 def test_another_persons_token_ends_the_grant_and_is_erased(

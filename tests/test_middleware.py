@@ -483,10 +483,21 @@ def test_sign_in_sign_out_and_public_pages_work_whatever_the_grant(
     withdraw(bipsync)
     assert text(browser.open("/welcome/")) == "Welcome"
     assert browser.open(LOGIN)["Location"].startswith(bipsync.authorize_url)
-    assert browser.open("/welcome/", headers=JSON).status_code == 200
     assert browser.open("/admin/login/").status_code == 200
     assert browser.post(LOGOUT, secure=True).status_code == 200
     assert browser.user_id() is None
+
+
+def test_a_mark_that_a_framework_put_on_its_views_keeps_no_session_alive(
+    bipsync: SimulatedBipsync, browser: Browser
+) -> None:
+    """Django REST framework marks all its views, and then asks the session by itself."""
+    withdraw(bipsync)
+    assert browser.open("/welcome/", headers=JSON).status_code == 401
+    disconnect()
+    assert browser.open("/welcome/", headers=JSON).status_code == 401
+    assert browser.user_id() is None
+    assert text(browser.open("/welcome/")) == "Welcome"
 
 
 def test_what_is_in_our_namespace_is_left_alone_even_if_it_is_not_marked(

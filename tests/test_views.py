@@ -284,9 +284,11 @@ def misconfigured_tenant_meanwhile(scene: Scene) -> Any:
 
 
 def misconfigured_deployment(scene: Scene) -> Any:
+    """The database was copied over while somebody was at Bipsync."""
+    callback = scene.bipsync.approve(scene.begin())
     scene.configure(DEPLOYMENT="staging")
-    TenantState.objects.create(tenant="acme", deployment="production")
-    return scene.come_back()
+    TenantState.objects.update_or_create(tenant="acme", defaults={"deployment": "production"})
+    return scene.browser.open(callback)
 
 
 def _signed(**how: Any) -> Callable[[Scene], Any]:
@@ -909,3 +911,14 @@ def test_with_other_cookies_the_callback_needs_no_second_request(
 ) -> None:
     settings.SESSION_COOKIE_SAMESITE = policy
     assert signed_in(bipsync).user_id() is not None
+
+
+def test_a_copy_of_the_database_does_not_even_begin(scene: Scene) -> None:
+    scene.configure(DEPLOYMENT="production")
+    scene.come_back()
+    scene.bipsync.reset_calls()
+    scene.configure(DEPLOYMENT="staging")
+    response = scene.browser.open(LOGIN)
+    assert response.status_code == 503
+    assert "not set up correctly" in response.content.decode()
+    assert sum(scene.bipsync.calls.values()) == 0

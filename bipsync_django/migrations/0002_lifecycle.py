@@ -3,12 +3,19 @@
 from django.db import migrations, models
 
 
+def forget_counts(apps, schema_editor):  # type: ignore[no-untyped-def]
+    alias = schema_editor.connection.alias
+    apps.get_model("bipsync_django", "HourlyCount").objects.using(alias).all().delete()
+
+
 class Migration(migrations.Migration):
     dependencies = [
         ("bipsync_django", "0001_initial"),
     ]
 
     operations = [
+        # Backwards only: what was counted in several parts cannot be told apart without them.
+        migrations.RunPython(migrations.RunPython.noop, forget_counts),
         migrations.RemoveConstraint(
             model_name="hourlycount",
             name="bipsync_hourly_count",

@@ -33,18 +33,28 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, take_over: bool, start_afresh: bool, **options: Any) -> None:
         ours = get_settings().deployment
-        states = TenantState.objects.using(database()).exclude(deployment__in=["", ours])
-        for state in list(states):
-            if start_afresh:
-                self._erase(state.tenant)
-            if take_over or start_afresh:
-                hand_over(state.tenant)
-                self.stdout.write(f"{state.tenant}: now of this deployment ({ours!r}).")
+        if not ours:
+            self.stdout.write("No DEPLOYMENT is set, so nothing holds a copy of this one back.")
+        states = TenantState.objects.using(database())
+        foreign = False
+        for tenant in get_settings().tenants:
+            theirs = states.filter(tenant=tenant).values_list("deployment", flat=True).first() or ""
+            if start_afresh and theirs != ours:
+                self._erase(tenant)
+            if theirs == ours:
+                self.stdout.write(f"{tenant}: the grants are those of this deployment ({ours!r}).")
+            elif take_over or start_afresh:
+                hand_over(tenant)
+                self.stdout.write(f"{tenant}: now of this deployment ({ours!r}).")
+            elif theirs:
+                foreign = True
+                self.stdout.write(f"{tenant}: of the deployment {theirs!r}.")
             else:
-                self.stdout.write(f"{state.tenant}: of the deployment {state.deployment!r}.")
-        if not states:
-            self.stdout.write(f"The grants are those of this deployment ({ours!r}).")
-        elif not (take_over or start_afresh):
+                self.stdout.write(
+                    f"{tenant}: nobody's yet. The next sign-in or refresh here makes the grants "
+                    f"those of {ours!r}. If this is a copy, say --start-afresh first."
+                )
+        if foreign:
             raise CommandError(
                 f"This deployment is {ours!r} (BIPSYNC['DEPLOYMENT']), so nothing is sent to "
                 "Bipsync. If the other one is gone for good, say --take-over; if it goes on, say "

@@ -1,5 +1,6 @@
 """``manage.py bipsync_refresh``: what Celery does, for sites without it."""
 
+import argparse
 import signal
 import threading
 from collections import Counter
@@ -36,13 +37,16 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, dry_run: bool, threads: int, **options: Any) -> None:
         due = BipsyncToken.objects.due(timezone.now()).count()
+        held_back = breaker.tenants_held_back()
         if dry_run:
             self.stdout.write(f"{due} due.")
-            return
         if not get_settings().refresh_enabled:
             self.stdout.write("Refreshing is switched off (REFRESH_ENABLED).")
             return
-        held_back = breaker.tenants_held_back()
+        if dry_run:
+            if held_back:
+                self.stdout.write(f"Calls are held back for: {', '.join(held_back)}.")
+            return
         outcomes = self._refresh(due, threads)
         flow.prune()
         events.prune()
@@ -112,7 +116,7 @@ def _refresh_all(pks: _Taken, outcomes: list[Outcome]) -> None:
 
 @contextmanager
 def _stop_politely(pks: _Taken) -> Iterator[None]:
-    """Let SIGTERM and Ctrl-C end the work after the refreshes that are under way."""
+    """Let SIGTERM, Ctrl-C and a closed terminal end the work after what is under way."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -120,7 +124,9 @@ def _stop_politely(pks: _Taken) -> Iterator[None]:
     def stop(number: int, frame: object) -> None:
         pks.stopped = True
 
-    handlers = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    names = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT")
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    handlers = {number: signal.signal(number, stop) for number in numbers}
     try:
         yield
     finally:
@@ -129,7 +135,6 @@ def _stop_politely(pks: _Taken) -> Iterator[None]:
 
 
 def _positive(value: str) -> int:
-    number = int(value)
-    if number < 1:
-        raise ValueError
-    return number
+    if value.isdecimal() and int(value) >= 1:
+        return int(value)
+    raise argparse.ArgumentTypeError("has to be a number, 1 or more")

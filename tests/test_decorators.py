@@ -691,7 +691,7 @@ def test_a_failure_is_an_honest_page_with_a_way_on(
     assert reference is not None
     (logged,) = [r for r in caplog.records if reference[1] in r.getMessage()]
     assert (logged.name, reason in logged.getMessage()) == ("bipsync_django.failures", True)
-    is_for_administrators = reason in {"address_refused", "not_permitted"}
+    is_for_administrators = reason in {"address_refused", "misconfigured", "not_permitted"}
     assert (logged.levelno == logging.ERROR) is is_for_administrators
     # Whoever was signed in still is.
     assert browser.user_id() is not None

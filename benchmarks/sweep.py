@@ -155,7 +155,7 @@ class _Found(Exception):
 def _stop_at_search(
     execute: Callable[..., Any], sql: str, params: Any, many: bool, context: Any
 ) -> Any:
-    if sql.startswith("SELECT") and "ORDER BY" in sql:
+    if sql.startswith("SELECT") and "next_refresh_at" in sql.partition("ORDER BY")[2]:
         raise _Found(sql, params)
     return execute(sql, params, many, context)
 

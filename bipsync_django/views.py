@@ -88,7 +88,7 @@ class LoginView(_SignInView):
     """``login/?next=…``: send the browser to Bipsync."""
 
     def get(self, request: HttpRequest) -> HttpResponse:
-        if not wants_page(request):
+        if _is_script(request):
             # A script that followed a redirect to Bipsync's pages would only fail there.
             return refuse_program(request, "sign_in_required")
         try:
@@ -249,6 +249,12 @@ class LogoutView(auth_views.LogoutView):
 
     def get_context_data(self, **kwargs: Any) -> dict[str, Any]:
         return super().get_context_data(login_url=login_url(""), **kwargs)
+
+
+def _is_script(request: HttpRequest) -> bool:
+    """Whether a script asks, and not a browser or a person with curl, who take anything."""
+    takes_anything = "*/*" in request.headers.get("Accept", "")
+    return not wants_page(request) and ("Sec-Fetch-Mode" in request.headers or not takes_anything)
 
 
 def _forget_query(request: HttpRequest) -> None:

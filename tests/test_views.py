@@ -922,3 +922,21 @@ def test_a_copy_of_the_database_does_not_even_begin(scene: Scene) -> None:
     assert response.status_code == 503
     assert "not set up correctly" in response.content.decode()
     assert sum(scene.bipsync.calls.values()) == 0
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"accept": "*/*"}, 302),
+        ({"accept": "*/*", "sec-fetch-mode": "cors"}, 401),
+        ({"accept": "application/json"}, 401),
+        ({"accept": "*/*", "sec-fetch-mode": "navigate"}, 302),
+    ],
+)
+def test_a_script_is_not_led_to_bipsyncs_pages(
+    scene: Scene, headers: dict[str, str], status: int
+) -> None:
+    response = scene.browser.get(LOGIN, secure=True, headers=headers)
+    assert response.status_code == status
+    if status == 401:
+        assert response.json() == {"error": "sign_in_required", "sign_in_url": LOGIN}

@@ -81,7 +81,11 @@ class _SignInView(View):
 
     def retry_url(self, request: HttpRequest, reason: str) -> str:
         """Where to start again."""
-        raise NotImplementedError
+        return login_url(self.next_url(request))
+
+    def next_url(self, request: HttpRequest) -> str:
+        """Where the person was going."""
+        return flow.safe_next(request, request.GET.get("next", ""))
 
 
 class LoginView(_SignInView):
@@ -92,15 +96,9 @@ class LoginView(_SignInView):
             # A script that followed a redirect to Bipsync's pages would only fail there.
             return refuse_program(request, "sign_in_required")
         try:
-            return flow.begin(request, get_tenant(), next_url=self._next_url(request))
+            return flow.begin(request, get_tenant(), next_url=self.next_url(request))
         except ConfigurationError as error:
             raise SignInRefused("misconfigured", str(error)) from error
-
-    def retry_url(self, request: HttpRequest, reason: str) -> str:
-        return login_url(self._next_url(request))
-
-    def _next_url(self, request: HttpRequest) -> str:
-        return flow.safe_next(request, request.GET.get("next", ""))
 
 
 class CallbackView(_SignInView):

@@ -266,14 +266,19 @@ def shoot(page: Page, name: str) -> None:
         page.screenshot(path=f"{SHOTS}/{name}.png")
 
 
+def withdraw(bipsync: SimulatedBipsync) -> None:
+    """Let Ada take her permission back at Bipsync, and the site find out."""
+    bipsync.withdraw("ada@acme.example")
+    lifecycle.refresh_if_due(expire(BipsyncToken.objects.get()).pk)
+    assert BipsyncToken.objects.get().status == "needs_sign_in"
+
+
 @pytest.mark.usefixtures("checked_at_once")
 def test_a_grant_that_was_withdrawn_is_renewed_on_the_way_to_the_next_page(
     page: Page, portal: str, bipsync: SimulatedBipsync
 ) -> None:
     sign_in(page)
-    bipsync.withdraw("ada@acme.example")
-    lifecycle.refresh_if_due(expire(BipsyncToken.objects.get()).pk)
-    assert BipsyncToken.objects.get().status == "needs_sign_in"
+    withdraw(bipsync)
     page.goto("/?tab=2")
     expect(page.get_by_role("heading", name="Sign in to portal")).to_be_visible()
     allow(page)
@@ -287,9 +292,7 @@ def test_who_declines_to_renew_a_grant_is_told_so_and_can_sign_in_after_all(
     page: Page, portal: str, bipsync: SimulatedBipsync
 ) -> None:
     sign_in(page)
-    bipsync.withdraw("ada@acme.example")
-    lifecycle.refresh_if_due(expire(BipsyncToken.objects.get()).pk)
-    assert BipsyncToken.objects.get().status == "needs_sign_in"
+    withdraw(bipsync)
     page.goto("/?tab=2")
     page.get_by_role("button", name="Cancel").click()
     assert reason(page) == "declined"

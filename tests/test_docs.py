@@ -751,5 +751,6 @@ def test_the_changelog_speaks_of_the_present_version() -> None:
 
 
 def test_nothing_of_a_machine_is_in_the_documentation() -> None:
+    folders = "|".join(("home", "work", "root", "tmp"))
     for path in LINKED:
-        assert not re.search(r"/home/|/work/|/root/|/tmp/", path.read_text()), path.name
+        assert not re.search(rf"/({folders})/", path.read_text()), path.name

@@ -506,7 +506,7 @@ def test_what_is_in_our_namespace_is_left_alone_even_if_it_is_not_marked(
     withdraw(bipsync)
 
     def unmarked(request: HttpRequest) -> HttpResponse:
-        raise NotImplementedError
+        return HttpResponse()
 
     for path, is_exempt in {LOGIN: True, GREETING: False}.items():
         request = rf.get(path)

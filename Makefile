@@ -6,24 +6,41 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 PINNED := --constraint constraints.txt --build-constraint constraints.txt
 
-.PHONY: help demo test lint clean
+# mysqlclient compiles against MariaDB's or MySQL's headers; without them the tests on MariaDB skip.
+MYSQLCLIENT := $(shell pkg-config --exists libmariadb 2>/dev/null \
+	|| pkg-config --exists mysqlclient 2>/dev/null && echo mysqlclient)
+
+# Interpreters that pyenv has, beside those on the PATH.
+PYENV := $(shell pyenv root 2>/dev/null)
+PYTHONS := $(wildcard $(PYENV)/versions/3.1[1-3].*/bin/python3.1[1-3])
+
+.PHONY: help demo test lint docs matrix clean
 
 help:
 	@echo "make demo               a staff portal and a simulated Bipsync, in your browser"
 	@echo "make demo ARGS=--check  the same journey without a person"
 	@echo "make test               everything that CI runs"
+	@echo "make docs               the documentation as HTML, in docs/_build/html"
+	@echo "make matrix             the tests on every Python and Django that is there"
 	@echo "make clean              remove what the others made"
 
 demo: $(VENV)/demo
 	@$(BIN)/python -m sample_project.demo $(ARGS)
 
-test: lint
+test: lint docs
 	$(BIN)/python -m pytest --cov --cov-report=term $(ARGS)
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(VENV)/dev
+	$(BIN)/python -m sphinx -b html -W --keep-going -n -q docs docs/_build/html
+
+# Not with the pinned versions: a Django of its own for each, and the newest of everything else.
+matrix: $(VENV)/dev
+	@MATRIX_MYSQLCLIENT=$(MYSQLCLIENT) $(BIN)/tox run $(if $(PYTHONS),--discover $(PYTHONS)) -- $(ARGS)
 
 $(VENV)/pip: constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -38,13 +55,10 @@ $(VENV)/demo: $(VENV)/pip pyproject.toml
 	@PYTHONWARNINGS=ignore $(PIP) install $(PINNED) --editable .
 	@touch $@
 
-# mysqlclient compiles against MariaDB's or MySQL's headers; without them the tests on MariaDB skip.
 $(VENV)/dev: $(VENV)/demo
 	@echo "Installing what the tests need …"
-	@$(PIP) install $(PINNED) --group dev
-	@if pkg-config --exists libmariadb 2>/dev/null || pkg-config --exists mysqlclient 2>/dev/null; \
-		then $(PIP) install $(PINNED) mysqlclient; fi
+	@$(PIP) install $(PINNED) --group dev $(MYSQLCLIENT)
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .demo build dist *.egg-info .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .demo .tox docs/_build build dist *.egg-info .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis

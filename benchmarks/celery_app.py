@@ -10,6 +10,7 @@ from django.conf import settings
 from benchmarks import stage  # noqa: F401 - settings and apps first
 from benchmarks.workers import BROKERS, NAME
 from bipsync_django import breaker, lifecycle, tasks
+from bipsync_django.lifecycle import background
 
 app = Celery("benchmarks")
 app.conf.update(
@@ -31,11 +32,10 @@ if tick := os.environ.get("BENCH_TICK"):
         }
     }
 if taken_for := os.environ.get("BENCH_TAKEN_FOR"):
-    lifecycle.TAKEN_FOR = timedelta(seconds=float(taken_for))
+    # The one is how long a row is set aside, the other how long its message is good.
+    background.TAKEN_FOR = lifecycle.TAKEN_FOR = timedelta(seconds=float(taken_for))
 if held_back := os.environ.get("BENCH_HELD_BACK"):
     breaker.HELD_BACK = timedelta(seconds=float(held_back))
-    # A default value is bound before it can be changed.
-    breaker.open_for.__defaults__ = (breaker.HELD_BACK,)
 
 
 @app.task(name="benchmarks.bare_call", ignore_result=True, acks_late=True)

@@ -34,7 +34,7 @@ from pathlib import Path
 from benchmarks.stage import Call, Provider, Table, database, parser, provider, store_grants
 from benchmarks.workers import Worker, beat, broker, logs, prefork, stop
 from bipsync_django.durable import DatabaseNow
-from bipsync_django.lifecycle import LEASE
+from bipsync_django.lifecycle.protocol import LEASE
 from bipsync_django.models import BipsyncToken, TokenEvent
 from bipsync_django.testing.store import digest
 

@@ -35,6 +35,7 @@ from benchmarks.stage import (
     stored_refresh_tokens,
 )
 from bipsync_django import breaker, lifecycle, policy
+from bipsync_django.lifecycle import background, protocol
 from bipsync_django.models import BipsyncToken, TenantState
 from bipsync_django.testing import Answer, DropBefore, Html
 
@@ -151,12 +152,10 @@ def _compress(factor: float) -> None:
         (breaker, "HELD_BACK"),
         (breaker, "OUTAGE_HELD_BACK"),
         (breaker, "_TRIAL"),
-        (lifecycle, "TAKEN_FOR"),
-        (lifecycle, "MENDED_EARLIEST"),
+        (background, "TAKEN_FOR"),
+        (protocol, "MENDED_EARLIEST"),
     ):
         setattr(module, name, getattr(module, name) / factor)
-    # A default value is bound before it can be changed.
-    breaker.open_for.__defaults__ = (breaker.HELD_BACK,)
     spread = policy.spread
     # What was held back comes up again within a minute.
     policy.spread = lambda most: spread(min(most, timedelta(minutes=1) / factor))

@@ -10,6 +10,7 @@ class BipsyncConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        from . import checks, redaction  # noqa: F401 - checks register themselves
+        # Checks, receivers and the budget register themselves.
+        from . import backends, checks, deploy_checks, key_budget, redaction  # noqa: F401
 
         redaction.install()

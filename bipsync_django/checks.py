@@ -5,23 +5,36 @@ The ids are documented in docs/settings.md.
 
 from collections.abc import Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
 from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.core import checks
 from django.core.checks import CheckMessage, Error, Tags, register
-from django.core.exceptions import FieldDoesNotExist
 from django.db import DatabaseError
-from django.urls import NoReverseMatch, reverse
+from django.shortcuts import resolve_url
+from django.urls import NoReverseMatch, Resolver404, resolve, reverse
 from django.utils.module_loading import import_string
 
 from . import conf
 from .backends import BipsyncBackend
 from .durable import database
 from .exceptions import ConfigurationError, OtherDeployment
+from .middleware import BipsyncSessionMiddleware
 from .models import TenantState
+from .rights import has_field
 
-__all__ = ["check_claims", "check_deployment", "check_secrets", "check_settings", "check_site"]
+__all__ = [
+    "check_callbacks",
+    "check_claims",
+    "check_deployment",
+    "check_login_url",
+    "check_middleware",
+    "check_resolver",
+    "check_secrets",
+    "check_settings",
+    "check_site",
+]
 
 
 @register
@@ -37,40 +50,89 @@ def check_settings(app_configs: Sequence[Any] | None, **kwargs: Any) -> list[Che
     ]
 
 
+def _tenants() -> list[conf.Tenant]:
+    return [] if conf.problems() else list(conf.get_settings().tenants.values())
+
+
 @register
 def check_secrets(app_configs: Sequence[Any] | None, **kwargs: Any) -> list[CheckMessage]:
-    """W002: the client secret cannot be read from where it is said to be."""
-    if conf.problems():
-        return []
-    try:
-        conf.get_tenant().client_secret  # noqa: B018
-    except ConfigurationError as error:
-        return [
-            checks.Warning(
-                str(error),
-                hint="Nobody can sign in until it can be read where the site runs.",
-                id="bipsync_django.W002",
+    """W002: a client secret cannot be read from where it is said to be."""
+    messages: list[CheckMessage] = []
+    for tenant in _tenants():
+        try:
+            tenant.client_secret  # noqa: B018
+        except ConfigurationError as error:
+            messages.append(
+                checks.Warning(
+                    str(error),
+                    hint="Nobody can sign in until it can be read where the site runs.",
+                    id="bipsync_django.W002",
+                )
             )
-        ]
-    return []
+    return messages
 
 
 @register
 def check_claims(app_configs: Sequence[Any] | None, **kwargs: Any) -> list[CheckMessage]:
-    """E003: ``CLAIMS`` names a field that the user model does not have."""
+    """E003: claims are to fill or to decide what the user model does not have."""
+    label = get_user_model()._meta.label
+    messages: list[CheckMessage] = []
+    for tenant in _tenants():
+        wanted = dict.fromkeys(tenant.claims, "CLAIMS")
+        wanted |= {"groups": "GROUPS"} if tenant.groups else {}
+        wanted |= {"is_staff": "STAFF"} if tenant.staff else {}
+        wanted |= {"is_superuser": "SUPERUSER"} if tenant.superuser else {}
+        messages += [
+            Error(
+                f"BIPSYNC[{key!r}] of {tenant.slug} fills {name!r}, which {label} does not have.",
+                hint="Keys of CLAIMS are user fields, values are claims."
+                if key == "CLAIMS"
+                else f"Leave {key} out, or use a user model that has the field.",
+                id="bipsync_django.E003",
+            )
+            for name, key in wanted.items()
+            if not has_field(name)
+        ]
+    return messages
+
+
+@register
+def check_resolver(app_configs: Sequence[Any] | None, **kwargs: Any) -> list[CheckMessage]:
+    """E005: ``USER_RESOLVER`` cannot be imported, or cannot be called."""
     if conf.problems():
         return []
-    model = get_user_model()
+    resolver = conf.get_settings().user_resolver
+    try:
+        found = import_string(resolver) if isinstance(resolver, str) else resolver
+    except ImportError:
+        found = resolver
+    if found is None or callable(found):
+        return []
+    return [
+        Error(
+            f"BIPSYNC['USER_RESOLVER'] names {resolver!r}, which is no callable that can be "
+            "imported.",
+            hint='Give the dotted path of a function, for example "portal.people.find".',
+            id="bipsync_django.E005",
+        )
+    ]
+
+
+@register
+def check_callbacks(app_configs: Sequence[Any] | None, **kwargs: Any) -> list[CheckMessage]:
+    """W004: one of several tenants has a ``REDIRECT_URI`` that is not its own callback."""
+    tenants = _tenants()
     messages: list[CheckMessage] = []
-    for name in conf.get_tenant().claims:
-        try:
-            model._meta.get_field(name)
-        except FieldDoesNotExist:
+    for place, tenant in enumerate(tenants):
+        endings = [f"/callback/{tenant.slug}/"] + (["/callback/"] if place == 0 else [])
+        path = urlsplit(tenant.redirect_uri or "").path
+        if len(tenants) > 1 and tenant.redirect_uri and not path.endswith(tuple(endings)):
             messages.append(
-                Error(
-                    f"BIPSYNC['CLAIMS'] fills {name!r}, which {model._meta.label} does not have.",
-                    hint="Keys of CLAIMS are user fields, values are claims.",
-                    id="bipsync_django.E003",
+                checks.Warning(
+                    f"The REDIRECT_URI of {tenant.slug} does not end in {endings[-1]!r}.",
+                    hint="Every tenant comes back to its own callback, and what comes back at "
+                    "another's is refused.",
+                    id="bipsync_django.W004",
                 )
             )
     return messages
@@ -113,6 +175,69 @@ def check_site(app_configs: Sequence[Any] | None, **kwargs: Any) -> list[CheckMe
             )
         )
     return messages
+
+
+_OURS = "bipsync_django.middleware.BipsyncSessionMiddleware"
+_AUTHENTICATION = "django.contrib.auth.middleware.AuthenticationMiddleware"
+_LOGIN_REQUIRED = "django.contrib.auth.middleware.LoginRequiredMiddleware"
+
+
+@register
+def check_middleware(app_configs: Sequence[Any] | None, **kwargs: Any) -> list[CheckMessage]:
+    """E006: the middleware is in the wrong place; W005: it is missing."""
+    places = {name: place for place, name in enumerate(settings.MIDDLEWARE)}
+    classes = {name: _imported(name) for name in places}
+    ours = [
+        places[name]
+        for name, found in classes.items()
+        if isinstance(found, type) and issubclass(found, BipsyncSessionMiddleware)
+    ]
+    if not ours:
+        return [
+            checks.Warning(
+                "MIDDLEWARE does not hold BipsyncSessionMiddleware: people stay signed in here "
+                "after their permission has ended.",
+                hint=f"Add {_OURS!r} after Django's AuthenticationMiddleware.",
+                id="bipsync_django.W005",
+            )
+        ]
+    is_early = ours[0] < places.get(_AUTHENTICATION, len(places))
+    is_late = ours[0] > places.get(_LOGIN_REQUIRED, len(places))
+    if not is_early and not is_late:
+        return []
+    return [
+        Error(
+            "BipsyncSessionMiddleware is in the wrong place.",
+            hint="Name it after AuthenticationMiddleware, which it needs, and before "
+            "LoginRequiredMiddleware, which has to see that a session has ended.",
+            id="bipsync_django.E006",
+        )
+    ]
+
+
+def _imported(path: str) -> object:
+    try:
+        return import_string(path)
+    except ImportError:  # Django says so itself
+        return None
+
+
+@register
+def check_login_url(app_configs: Sequence[Any] | None, **kwargs: Any) -> list[CheckMessage]:
+    """W006: ``LOGIN_URL`` leads nowhere."""
+    try:
+        path = urlsplit(resolve_url(settings.LOGIN_URL))
+        if not path.netloc:
+            resolve(path.path)
+    except (NoReverseMatch, Resolver404):
+        return [
+            checks.Warning(
+                "LOGIN_URL leads nowhere: visitors who need to sign in get an error.",
+                hint='Set LOGIN_URL = "bipsync:login", or to a page of yours with the button.',
+                id="bipsync_django.W006",
+            )
+        ]
+    return []
 
 
 @register(Tags.database)

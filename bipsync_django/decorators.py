@@ -29,7 +29,7 @@ from .exceptions import (
 from .failures import login_url, refuse, refuse_program, wants_page
 from .models import BipsyncToken
 
-__all__ = ["bipsync_token_required", "note_return"]
+__all__ = ["bipsync_token_required", "note_return", "scopes_of_views"]
 
 V = TypeVar("V", bound=Callable[..., Any])
 
@@ -38,6 +38,7 @@ _KEY = "_bipsync_returns"
 # How long a trip counts as just made, in seconds: the redirect back to the page takes one or two.
 _JUST_NOW = 60
 _MOST_NOTES = 5
+_scopes_of_views: set[str] = set()
 
 
 @overload
@@ -61,6 +62,7 @@ def bipsync_token_required(
     if isinstance(scopes, str):
         raise TypeError('scopes is a list of scopes, for example ["research:read"]')
     gate = _Gate(tuple(scopes), tenant)
+    _scopes_of_views.update(gate.scopes)
 
     def decorate(view: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(view)
@@ -91,6 +93,11 @@ def bipsync_token_required(
     return decorate if view is None else decorate(view)
 
 
+def scopes_of_views() -> frozenset[str]:
+    """Return what the views that are imported by now have been decorated with."""
+    return frozenset(_scopes_of_views)
+
+
 def note_return(request: HttpRequest, trip: flow.Trip) -> None:
     """Note in the session that ``trip`` has come back, so that no page begins it at once again."""
     notes = [*_notes(request), [time.time(), trip.tenant, list(trip.scopes)]]
@@ -101,7 +108,7 @@ class _Gate:
     """What one view needs, and what happens to requests that lack it."""
 
     def __init__(self, scopes: tuple[str, ...], tenant: str | None) -> None:
-        self._scopes = scopes
+        self.scopes = scopes
         self._tenant = tenant
 
     def open_for(self, request: HttpRequest) -> HttpResponse | None:
@@ -113,7 +120,7 @@ class _Gate:
         grant = _grant(request, tenant)
         if grant is None or grant.status != BipsyncToken.Status.ACTIVE:
             return self._ask(request, tenant, grant, "no_connection")
-        if not grant.scope_set.issuperset(self._scopes):
+        if not grant.scope_set.issuperset(self.scopes):
             return self._ask(request, tenant, grant, "missing_scope")
         return None
 
@@ -139,7 +146,7 @@ class _Gate:
         if isinstance(error, SignInRequired):
             return self._ask(request, tenant, grant, "no_connection")
         granted = frozenset() if grant is None else grant.scope_set
-        if granted.issuperset(self._scopes):
+        if granted.issuperset(self.scopes):
             # A trip would ask for the same and bring the same, unless the permission has just been
             # taken back, which looks the same from here. The person knows, and the page has a link.
             return self._refuse(request, "not_permitted", error)
@@ -151,9 +158,9 @@ class _Gate:
         """Send the person to Bipsync; not twice in a row, and programs not at all."""
         if not wants_page(request):
             if reason == "missing_scope":
-                return refuse_program(request, reason, scopes=list(self._scopes))
-            return refuse_program(request, "sign_in_required")
-        wanted = self._scopes if reason == "missing_scope" else ()
+                return refuse_program(request, reason, scopes=list(self.scopes))
+            return refuse_program(request, "sign_in_required", tenant=tenant.slug)
+        wanted = self.scopes if reason == "missing_scope" else ()
         if _was_asked_just_now(request, tenant, wanted):
             _forget(request, tenant)
             return self._refuse(request, reason, "The person has just come back from Bipsync.")
@@ -176,12 +183,12 @@ class _Gate:
     def _scopes_to_ask_for(self, tenant: Tenant, grant: BipsyncToken | None) -> Iterable[str]:
         given_up = grant is None or grant.status == BipsyncToken.Status.DISCONNECTED
         kept = () if given_up or grant is None else sorted(grant.scope_set)
-        return dict.fromkeys([*tenant.scopes, *self._scopes, *kept])
+        return dict.fromkeys([*tenant.scopes, *self.scopes, *kept])
 
     def _refuse(self, request: HttpRequest, reason: str, detail: object) -> HttpResponse:
         retry_url = _page_of(request) or resolve_url(settings.LOGIN_REDIRECT_URL)
         if reason == "not_permitted":
-            retry_url = login_url(retry_url)
+            retry_url = login_url(retry_url, self._tenant)
         as_page = wants_page(request)
         return refuse(request, reason, str(detail), retry_url=retry_url, as_page=as_page)
 

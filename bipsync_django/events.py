@@ -27,6 +27,7 @@ def record(
     name: str,
     reason: str = "",
     *,
+    detail: str = "",
     generation: int | None = None,
     actor: AbstractBaseUser | None = None,
 ) -> None:
@@ -37,6 +38,7 @@ def record(
         subject=row.subject,
         name=name,
         reason=reason,
+        detail=detail[:255],
         generation=row.generation if generation is None else generation,
         actor_id=None if actor is None else actor.pk,
     )

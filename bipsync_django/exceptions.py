@@ -15,6 +15,7 @@ __all__ = [
     "ForeignHost",
     "GrantDead",
     "KeysUnavailable",
+    "LinkRefused",
     "MissingScope",
     "OtherDeployment",
     "ProviderMisconfigured",
@@ -190,3 +191,7 @@ class SignInRefused(BipsyncError):
     def __init__(self, reason: str, message: str = "") -> None:
         super().__init__(message or reason)
         self.reason = reason
+
+
+class LinkRefused(BipsyncError):
+    """A Bipsync account and a user are not joined: one of them has another partner already."""

@@ -17,6 +17,8 @@ from django.utils.cache import add_never_cache_headers
 from django.utils.functional import Promise
 from django.utils.translation import gettext_lazy as _
 
+from .conf import get_settings
+from .exceptions import ConfigurationError
 from .flow import safe_next
 
 __all__ = ["FAILURES", "Failure", "login_url", "refuse", "refuse_program", "wants_page"]
@@ -30,13 +32,15 @@ _TRY_AGAIN = _("Try again")
 class Failure:
     """One way not to get on: the HTTP status, a heading, a sentence or two, and a link's words.
 
-    ``needs_administrator`` says that trying again alone will not help.
+    ``needs_administrator`` says that trying again alone will not help, and ``shows_account`` that
+    it helps to know as whom the person is signed in at Bipsync.
     """
 
     status: int
     title: Promise
     text: Promise
     needs_administrator: bool = False
+    shows_account: bool = False
     retry: Promise = _TRY_AGAIN
 
 
@@ -100,6 +104,18 @@ FAILURES: Mapping[str, Failure] = {
             "The Bipsync account that answered is not the one that belongs to you here, so "
             "nothing has changed. Sign out at Bipsync, then try again."
         ),
+        shows_account=True,
+    ),
+    "wrong_address": Failure(
+        400,
+        _("This sign-in came back by the wrong way"),
+        _("The answer did not come from where you were sent, so it was not used. Start again."),
+    ),
+    "unknown_tenant": Failure(
+        404,
+        _("There is no sign-in at this address"),
+        _("The address may be old or mistyped."),
+        retry=_("Go to the sign-in page"),
     ),
     "missing_scope": Failure(
         403,
@@ -156,30 +172,42 @@ FAILURES: Mapping[str, Failure] = {
         _("You do not have access to this site"),
         _("Bipsync knows you, but this site does not let your account in."),
         needs_administrator=True,
+        shows_account=True,
+    ),
+    "email_domain": Failure(
+        403,
+        _("Your e-mail address does not belong to this site"),
+        _("Bipsync knows you by an address that this site does not let in."),
+        needs_administrator=True,
+        shows_account=True,
     ),
     "no_account": Failure(
         403,
         _("You do not have an account here yet"),
         _("Bipsync knows you. An administrator of this site has to give you an account first."),
         needs_administrator=True,
+        shows_account=True,
     ),
     "account_exists": Failure(
         403,
         _("Your account could not be created"),
         _("Another account here looks like yours. An administrator has to connect the two."),
         needs_administrator=True,
+        shows_account=True,
     ),
     "no_email": Failure(
         403,
-        _("Your account could not be created"),
+        _("Your e-mail address is missing"),
         _("Your Bipsync profile shows no e-mail address, and this site needs one."),
         needs_administrator=True,
+        shows_account=True,
     ),
     "inactive": Failure(
         403,
         _("Your account is switched off"),
         _("An administrator of this site has switched your account off."),
         needs_administrator=True,
+        shows_account=True,
     ),
 }
 
@@ -205,12 +233,21 @@ def wants_page(request: HttpRequest) -> bool:
 
 
 def refuse(
-    request: HttpRequest, reason: str, detail: str, *, retry_url: str, as_page: bool = True
+    request: HttpRequest,
+    reason: str,
+    detail: str,
+    *,
+    retry_url: str,
+    as_page: bool = True,
+    account: str = "",
+    web_url: str = "",
 ) -> HttpResponse:
     """Return the page (or, without ``as_page``, the JSON) for ``reason``, and log why.
 
     ``reason`` is a key of ``FAILURES``, or a site's own. ``detail`` goes into the log alone, under
     the reference that the person is given. ``retry_url`` is where the page's link leads.
+    ``account`` is what the person's Bipsync account is called, where it is known, and ``web_url``
+    is Bipsync's web app, where they can change to another.
     """
     # A site's own policy may give a reason of its own.
     failure = FAILURES.get(reason) or FAILURES["not_allowed"]
@@ -230,6 +267,8 @@ def refuse(
             "reason": reason,
             "reference": reference,
             "retry_url": retry_url,
+            "account": account if failure.shows_account else "",
+            "web_url": web_url,
         }
         response = render(request, "bipsync_django/failure.html", context, status=failure.status)
     else:
@@ -242,15 +281,18 @@ def refuse(
     return response
 
 
-def refuse_program(request: HttpRequest, error: str, **more: Any) -> HttpResponse:
+def refuse_program(
+    request: HttpRequest, error: str, *, tenant: str | None = None, **more: Any
+) -> HttpResponse:
     """Return the 401 for a program whose person has to go to Bipsync first.
 
     ``error`` and ``more`` are members of the JSON answer. Where signing in helps, it says where:
     at an address that leads back to the page that the program runs in, if that is known.
+    ``tenant`` is the slug of the tenant to sign in at, where it has to be one.
     """
     if error == "sign_in_required":
         page = safe_next(request, request.headers.get("Referer", ""))
-        more["sign_in_url"] = login_url(page)
+        more["sign_in_url"] = login_url(page, tenant)
     response = JsonResponse({"error": error, **more}, status=401)
     # RFC 9110, section 15.5.2, wants one. No browser opens its password box for this name.
     response.headers["WWW-Authenticate"] = "Session"
@@ -258,7 +300,21 @@ def refuse_program(request: HttpRequest, error: str, **more: Any) -> HttpRespons
     return response
 
 
-def login_url(next_url: str) -> str:
-    """Return the address of the sign-in, which goes on to ``next_url``."""
+def login_url(next_url: str, tenant: str | None = None) -> str:
+    """Return the address of the sign-in, which goes on to ``next_url``.
+
+    ``tenant`` is the slug of the tenant to sign in at; without it people choose, if they can.
+    """
     query = f"?{urlencode({'next': next_url})}" if next_url else ""
-    return reverse("bipsync:login") + query
+    return reverse("bipsync:login", kwargs=_place(tenant)) + query
+
+
+def _place(tenant: str | None) -> dict[str, str]:
+    """Return the URL's own part: a single tenant needs none, and an unknown one gets none."""
+    try:
+        tenants = get_settings().tenants
+    except ConfigurationError:
+        return {}
+    if tenant is None or tenant not in tenants or len(tenants) == 1:
+        return {}
+    return {"tenant": tenant}

@@ -6,10 +6,12 @@ plaintext and is encrypted again on the next save, expressions in ``update()`` a
 they are, and nothing ties a ciphertext to its row.
 """
 
+import functools
 import json
 from typing import TYPE_CHECKING, Any
 
-from cryptography.fernet import InvalidToken
+from cryptography.fernet import Fernet, InvalidToken
+from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 from django.core.signals import setting_changed
 from django.db import models
@@ -56,6 +58,24 @@ class Sealed:
             raise SecretUnreadable("A stored secret was sealed for another row or column.")
         return value
 
+    def is_current(self) -> bool:
+        """Return whether the first of ``FIELD_ENCRYPTION_KEY`` encrypted it, as it does now."""
+        try:
+            _first_key().decrypt(self.ciphertext)
+        except InvalidToken:
+            return False
+        return True
+
+    def renewed(self) -> "Sealed":
+        """Return the same secret, encrypted with the first key. Raises ``SecretUnreadable``."""
+        try:
+            ciphertext: bytes = encrypted_fields.CRYPTER.rotate(self.ciphertext)
+        except InvalidToken:
+            raise SecretUnreadable(
+                "A stored secret cannot be decrypted with the keys in FIELD_ENCRYPTION_KEY."
+            ) from None
+        return Sealed(ciphertext.decode("ascii"))
+
     def __repr__(self) -> str:
         return "<sealed>"
 
@@ -64,6 +84,12 @@ class Sealed:
 
     def __hash__(self) -> int:
         return hash(self.ciphertext)
+
+
+@functools.cache
+def _first_key() -> Fernet:
+    keys: Any = settings.FIELD_ENCRYPTION_KEY
+    return Fernet(keys[0] if isinstance(keys, list | tuple) else keys)
 
 
 @sensitive_variables()
@@ -139,3 +165,4 @@ def _reload_keys(*, setting: str, **kwargs: object) -> None:
     # The library reads the keys once, at import.
     if setting == "FIELD_ENCRYPTION_KEY":
         encrypted_fields.CRYPTER = encrypted_fields.get_crypter()
+        _first_key.cache_clear()

@@ -36,10 +36,12 @@ from .models import SpentState
 from .oauth.client import authorization_url, create_verifier
 
 __all__ = [
+    "CONNECT",
     "SIGN_IN",
     "STEP_UP",
     "Trip",
     "begin",
+    "callback_path",
     "end",
     "find",
     "prune",
@@ -48,9 +50,11 @@ __all__ = [
     "spend",
 ]
 
-# What a trip is for: the sign-in page's own, or one that a page needs before it can be shown.
+# What a trip is for: signing in, what a page needs before it can be shown, or joining a Bipsync
+# account to the person who is signed in.
 SIGN_IN = "sign-in"
 STEP_UP = "step-up"
+CONNECT = "connect"
 
 LIFETIME = 600
 # A trip that took too long can still be told from an unknown one, and knows where it was going.
@@ -97,9 +101,9 @@ def begin(
 ) -> HttpResponseRedirect:
     """Return the redirect to Bipsync that starts a trip. Raises ``ConfigurationError``.
 
-    ``purpose`` is ``SIGN_IN`` or ``STEP_UP``. ``next_url`` is where to go afterwards; an unsafe
-    one is dropped. ``scopes`` are those to ask for, by default the tenant's. ``user`` is the
-    primary key, as text, of the only person whom this trip may be for.
+    ``purpose`` is ``SIGN_IN``, ``STEP_UP`` or ``CONNECT``. ``next_url`` is where to go afterwards;
+    an unsafe one is dropped. ``scopes`` are those to ask for, by default the tenant's. ``user``
+    is the primary key, as text, of the only person whom this trip may be for.
     """
     with suppress(Error):  # the callback asks again
         breaker.claim_deployment(tenant.slug)
@@ -109,7 +113,7 @@ def begin(
         purpose=purpose,
         tenant=tenant.slug,
         scopes=tenant.scopes if scopes is None else tuple(scopes),
-        redirect_uri=tenant.redirect_uri or request.build_absolute_uri(reverse("bipsync:callback")),
+        redirect_uri=tenant.redirect_uri or request.build_absolute_uri(callback_path(tenant.slug)),
         next=safe_next(request, next_url),
         started=time.time(),
         user=user,
@@ -135,6 +139,16 @@ def begin(
         samesite="Lax",
     )
     return response
+
+
+def callback_path(tenant: str) -> str:
+    """Return where the browser comes back to from the tenant called ``tenant``.
+
+    Each has an address of its own, so that what one sends cannot pass for another's answer (RFC
+    9700, section 4.4.2). The first keeps the one that a single tenant has.
+    """
+    is_first = tenant == next(iter(get_settings().tenants))
+    return reverse("bipsync:callback", kwargs={} if is_first else {"tenant": tenant})
 
 
 def find(request: HttpRequest, state: str) -> Trip:

@@ -43,6 +43,8 @@ class _Stamp:
     token: int
     at: float
     backend: str
+    # With a default, for sessions that an earlier version stamped.
+    tenant: str = ""
 
 
 class _Verdict(Enum):
@@ -61,7 +63,9 @@ def stamp(request: HttpRequest, token: BipsyncToken) -> None:
     signed_in_at = token.signed_in_at
     assert signed_in_at is not None
     backend = request.session[BACKEND_SESSION_KEY]
-    request.session[_KEY] = asdict(_Stamp(token.pk, signed_in_at.timestamp(), backend))
+    request.session[_KEY] = asdict(
+        _Stamp(token.pk, signed_in_at.timestamp(), backend, token.tenant)
+    )
 
 
 def end_lapsed_session(request: HttpRequest) -> None:
@@ -98,11 +102,13 @@ class BipsyncSessionMiddleware(MiddlewareMixin):
         verdict = _judge(found, request.session[SESSION_KEY])
         if verdict is _Verdict.OVER:
             self.end_session(request)
-            return None if wants_page(request) else refuse_program(request, "sign_in_required")
+            if wants_page(request):
+                return None
+            return refuse_program(request, "sign_in_required", tenant=found.tenant)
         # Pages that need no sign-in are shown without one. A program's view has that mark where
         # Django REST framework put it, which asks the session all the same.
         if verdict is _Verdict.SIGN_IN and (_needs_sign_in(view_func) or not wants_page(request)):
-            return self.send_to_sign_in(request)
+            return self.send_to_sign_in(request, found.tenant)
         return None
 
     def end_session(self, request: HttpRequest) -> None:
@@ -114,13 +120,13 @@ class BipsyncSessionMiddleware(MiddlewareMixin):
         # Django's logout() leaves an asynchronous view the user that was there before.
         request.auser = _nobody
 
-    def send_to_sign_in(self, request: HttpRequest) -> HttpResponse | None:
+    def send_to_sign_in(self, request: HttpRequest, tenant: str) -> HttpResponse | None:
         """Return the way through sign-in; a form goes through, so that no input is lost."""
         if not wants_page(request):
-            return refuse_program(request, "sign_in_required")
+            return refuse_program(request, "sign_in_required", tenant=tenant)
         if request.method not in {"GET", "HEAD"}:
             return None
-        response = HttpResponseRedirect(login_url(request.get_full_path()))
+        response = HttpResponseRedirect(login_url(request.get_full_path(), tenant))
         add_never_cache_headers(response)
         return response
 
@@ -147,7 +153,8 @@ def _find_stamp(request: HttpRequest) -> _Stamp | None:
     stored = request.session.get(_KEY)
     if stored is None or SESSION_KEY not in request.session:
         return None
-    found = _Stamp(stored["token"], stored["at"], stored["backend"])
+    tenant = stored.get("tenant", "")
+    found = _Stamp(stored["token"], stored["at"], stored["backend"], tenant)
     # Whoever signed in again with a password, in the same session, does not depend on Bipsync.
     return found if request.session.get(BACKEND_SESSION_KEY) == found.backend else None
 

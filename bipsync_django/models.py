@@ -11,7 +11,15 @@ from django.utils.translation import gettext_lazy as _
 
 from .fields import Sealed, SealedField, seal
 
-__all__ = ["BipsyncToken", "HourlyCount", "SpentState", "TenantState", "TokenEvent"]
+__all__ = [
+    "BipsyncToken",
+    "BipsyncTokenQuerySet",
+    "GivenFlag",
+    "HourlyCount",
+    "SpentState",
+    "TenantState",
+    "TokenEvent",
+]
 
 
 class BipsyncTokenQuerySet(models.QuerySet["BipsyncToken"]):
@@ -106,6 +114,8 @@ class BipsyncToken(models.Model):
             models.UniqueConstraint(
                 fields=["tenant", "kind", "subject"], name="bipsync_token_identity"
             ),
+            # NULLs are told apart: service accounts and connections without a person may be many.
+            models.UniqueConstraint(fields=["tenant", "user"], name="bipsync_token_person"),
             models.CheckConstraint(
                 condition=models.Q(kind="person") | models.Q(kind="service", user__isnull=True),
                 name="bipsync_token_service_has_no_user",
@@ -144,8 +154,9 @@ class TenantState(models.Model):
     )
     dead_in_a_row = models.PositiveIntegerField(default=0)
     failed_in_a_row = models.PositiveIntegerField(default=0)
-    keys_fetched_at = models.DateTimeField(null=True)
-    keys_cooldown_until = models.DateTimeField(null=True)
+    # When each of the two budgets for fetching signing keys was last used.
+    keys_asked_at = models.DateTimeField(null=True)
+    keys_asked_by_sign_in_at = models.DateTimeField(null=True)
     deployment = models.CharField(max_length=255, blank=True, default="")
 
     class Meta:
@@ -161,6 +172,11 @@ class TokenEvent(models.Model):
 
     class Name(models.TextChoices):
         SIGNED_IN = "signed_in", _("signed in")
+        CONNECTED = "connected", _("connected by the person")
+        LINKED = "linked", _("linked to a user")
+        UNLINKED = "unlinked", _("no longer linked to a user")
+        RIGHT_GIVEN = "right_given", _("right given")
+        RIGHT_TAKEN = "right_taken", _("right taken back")
         REFRESH_FAILED = "refresh_failed", _("refresh failed")
         NEEDS_SIGN_IN = "needs_sign_in", _("needs sign-in")
         DISCONNECTED = "disconnected", _("disconnected")
@@ -178,6 +194,7 @@ class TokenEvent(models.Model):
     subject = models.CharField(_("subject"), max_length=255, blank=True, default="")
     name = models.CharField(_("event"), max_length=32, choices=Name)
     reason = models.CharField(_("reason"), max_length=64, blank=True, default="")
+    detail = models.CharField(_("detail"), max_length=255, blank=True, default="")
     generation = models.PositiveBigIntegerField(null=True)
     actor = models.ForeignKey(
         settings.AUTH_USER_MODEL, on_delete=models.SET_NULL, null=True, related_name="+"
@@ -194,6 +211,34 @@ class TokenEvent(models.Model):
 
     def __str__(self) -> str:
         return f"{self.tenant}/{self.subject}: {self.name}"
+
+
+class GivenFlag(models.Model):
+    """A flag of a user that a tenant's claims have given, and that they may take back.
+
+    A flag that a person ticked has no row here, and no claim takes it away.
+    """
+
+    class Name(models.TextChoices):
+        STAFF = "is_staff", _("staff")
+        SUPERUSER = "is_superuser", _("superuser")
+
+    user = models.ForeignKey(
+        settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="bipsync_flags"
+    )
+    tenant = models.CharField(_("tenant"), max_length=63)
+    name = models.CharField(_("flag"), max_length=32, choices=Name)
+    given_at = models.DateTimeField(_("given"), default=timezone.now)
+
+    class Meta:
+        verbose_name = _("flag given by claims")
+        verbose_name_plural = _("flags given by claims")
+        constraints = [
+            models.UniqueConstraint(fields=["user", "tenant", "name"], name="bipsync_given_flag")
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.user_id}: {self.name} ({self.tenant})"
 
 
 class HourlyCount(models.Model):

@@ -3,7 +3,7 @@
 import logging
 import traceback
 
-__all__ = ["forget_variables", "install"]
+__all__ = ["forget_variables", "install", "silence"]
 
 # requests-oauthlib prints client secret, code, verifier and both tokens at DEBUG.
 _TALKATIVE = ("requests_oauthlib.oauth2_session",)
@@ -31,5 +31,10 @@ def forget_variables(error: BaseException, outer: BaseException | None) -> None:
 
 def install() -> None:
     """Silence the DEBUG messages of libraries that print secrets. Calling it twice is harmless."""
-    for name in _TALKATIVE:
+    silence(*_TALKATIVE)
+
+
+def silence(*loggers: str) -> None:
+    """Let nothing below INFO through that these loggers themselves are given."""
+    for name in loggers:
         logging.getLogger(name).addFilter(_FILTER)

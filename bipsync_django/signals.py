@@ -6,15 +6,26 @@ after the change is stored. No argument holds a secret.
 
 from django.dispatch import Signal
 
-__all__ = ["disconnected", "needs_sign_in", "refresh_failed", "signed_in", "token_refreshed"]
+__all__ = [
+    "connected",
+    "disconnected",
+    "needs_sign_in",
+    "refresh_failed",
+    "signed_in",
+    "token_refreshed",
+]
 
 signed_in = Signal()
 """A person signed in with Bipsync. ``claims`` is the validated ``Claims``."""
 
+connected = Signal()
+"""A signed-in person connected their Bipsync account. ``claims`` is the validated ``Claims``."""
+
 token_refreshed = Signal()
 """A new pair is stored and validated. ``claims`` is the validated ``Claims``.
 
-While Bipsync's keys cannot be fetched a pair is stored and used, and no signal is sent.
+While Bipsync's keys cannot be fetched a pair is stored and used; the signal is sent when a later
+look at the pair has validated it.
 """
 
 refresh_failed = Signal()

@@ -7,6 +7,10 @@ from . import views
 app_name = "bipsync"
 urlpatterns = [
     path("login/", views.LoginView.as_view(), name="login"),
+    path("login/<slug:tenant>/", views.LoginView.as_view(), name="login"),
     path("callback/", views.CallbackView.as_view(), name="callback"),
+    path("callback/<slug:tenant>/", views.CallbackView.as_view(), name="callback"),
+    path("connect/", views.ConnectView.as_view(), name="connect"),
+    path("connect/<slug:tenant>/", views.ConnectView.as_view(), name="connect"),
     path("logout/", views.LogoutView.as_view(), name="logout"),
 ]

@@ -4,20 +4,28 @@ import hashlib
 import logging
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from django.contrib.auth import get_user_model
 from django.contrib.auth.models import AbstractBaseUser
 from django.core.exceptions import FieldDoesNotExist, ValidationError
+from django.core.validators import validate_email
 from django.db import DataError, IntegrityError, models, router, transaction
+from django.utils.module_loading import import_string
 
+from . import claim_paths, rights
 from .conf import ClaimSource, Tenant, get_settings
+from .durable import database
 from .exceptions import SignInRefused
+from .models import BipsyncToken, BipsyncTokenQuerySet
 from .oauth.claims import Claims
 
-__all__ = ["DEFAULT_CLAIMS", "UserPolicy", "claim_value"]
+__all__ = ["DEFAULT_CLAIMS", "SignIn", "UserPolicy", "account_name", "claim_value"]
 
 logger = logging.getLogger(__name__)
+
+_LONGEST_ACCOUNT_NAME = 120
 
 
 def claim_value(claims: Mapping[str, Any], source: ClaimSource) -> object:
@@ -33,14 +41,8 @@ def claim_value(claims: Mapping[str, Any], source: ClaimSource) -> object:
         except Exception:
             logger.exception("A callable in BIPSYNC['CLAIMS'] failed; its field is left alone.")
             return None
-    if source in claims:
-        return claims[source]
-    value: object = claims
-    for name in source.split("."):
-        if not isinstance(value, Mapping) or name not in value:
-            return None
-        value = value[name]
-    return value
+    value = claim_paths.find(claims, source)
+    return None if value is claim_paths.ABSENT else value
 
 
 def _first_name(claims: Mapping[str, Any]) -> object:
@@ -68,6 +70,25 @@ DEFAULT_CLAIMS: Mapping[str, ClaimSource] = {
 """User field to claim. Fields that the site's user model does not have are passed over."""
 
 
+@dataclass(frozen=True)
+class SignIn:
+    """Somebody whom Bipsync vouches for: what ``BipsyncBackend`` takes for credentials.
+
+    ``token`` is the row of tenant and subject, locked. ``person`` is who is signed in here and
+    connects this Bipsync account to their user, or ``None`` at an ordinary sign-in.
+    """
+
+    tenant: Tenant
+    claims: Claims
+    token: BipsyncToken
+    person: AbstractBaseUser | None = None
+
+    @property
+    def known(self) -> AbstractBaseUser | None:
+        """The user that the Bipsync account belongs to already."""
+        return self.token.user
+
+
 class UserPolicy:
     """The decisions of a sign-in. Override its methods in a subclass of ``BipsyncBackend``.
 
@@ -80,12 +101,13 @@ class UserPolicy:
         return True
 
     def find_user(self, tenant: Tenant, claims: Claims) -> AbstractBaseUser | None:
-        """Return the existing user that a first sign-in belongs to; by default there is none.
+        """Return the existing user that a first sign-in belongs to, or ``None``.
 
+        By default ``USER_RESOLVER`` is asked, then ``MATCH_USERS_BY``; both are off unless set.
         Whoever is returned is signed in and linked for good, so match only on what Bipsync
         vouches for.
         """
-        return None
+        return _resolved_user(tenant, claims) or _matched_user(tenant, claims)
 
     def create_user(self, tenant: Tenant, claims: Claims) -> AbstractBaseUser:
         """Create the user of a first sign-in, without a usable password and without rights."""
@@ -143,24 +165,52 @@ class UserPolicy:
                 values[field.attname] = value
         return values
 
-    def resolve(
-        self, tenant: Tenant, claims: Claims, known: AbstractBaseUser | None
-    ) -> AbstractBaseUser:
-        """Return the user who signs in, created or brought up to date. Raises ``SignInRefused``.
-
-        ``known`` is the user that this subject belongs to already.
-        """
-        if not self.is_allowed(tenant, claims, known):
+    def resolve(self, sign_in: SignIn) -> AbstractBaseUser:
+        """Return the user who signs in, created or brought up to date. Raises ``SignInRefused``."""
+        tenant, claims = sign_in.tenant, sign_in.claims
+        _expect_allowed_domain(tenant, claims)
+        if not self.is_allowed(tenant, claims, sign_in.known):
             raise SignInRefused("not_allowed", "is_allowed() said no.")
-        user = known or self.find_user(tenant, claims)
+        user = self._existing_user(sign_in)
         if user is None:
-            if not get_settings().create_users:
+            if not tenant.create_users:
                 raise SignInRefused("no_account", "CREATE_USERS is off.")
-            return self.create_user(tenant, claims)
+            user = self.create_user(tenant, claims)
+            rights.apply(sign_in.token, user, tenant, claims)
+            return user
         if not user.is_active:
             raise SignInRefused("inactive", f"The user with primary key {user.pk} is inactive.")
-        self.update_user(user, tenant, claims)
+        self.apply_claims(sign_in.token, user, tenant, claims)
         return user
+
+    def apply_claims(
+        self, token: BipsyncToken, user: AbstractBaseUser, tenant: Tenant, claims: Claims
+    ) -> None:
+        """Bring fields, groups and flags up to date: at each sign-in, and after each refresh.
+
+        ``BREAK_GLASS_USERS`` stay as they are.
+        """
+        if user.get_username() in get_settings().break_glass_users:
+            return
+        self.update_user(user, tenant, claims)
+        rights.apply(token, user, tenant, claims)
+
+    def _existing_user(self, sign_in: SignIn) -> AbstractBaseUser | None:
+        """Return the user that the account belongs to, or may belong to from now on."""
+        known, person = sign_in.known, sign_in.person
+        if person is None:
+            # That a user has one account at each tenant is seen to where it is stored.
+            return known or self.find_user(sign_in.tenant, sign_in.claims)
+        if known is not None and known.pk != person.pk:
+            raise SignInRefused(
+                "other_account", f"It belongs to the user with primary key {known.pk}."
+            )
+        if _has_other_account(person, sign_in):
+            raise SignInRefused(
+                "other_account",
+                f"The user with primary key {person.pk} has another Bipsync account already.",
+            )
+        return person
 
     def _is_taken(self, user: AbstractBaseUser, name: str, value: object) -> bool:
         model = type(user)
@@ -187,9 +237,137 @@ class UserPolicy:
             candidates = [field.get_default()] if field is not None and field.has_default() else []
         lookup = f"{name}__iexact" if isinstance(field, models.CharField) else name
         users = model._default_manager
+        reserved = {name.casefold() for name in get_settings().break_glass_users}
         for candidate in candidates:
+            if str(candidate).casefold() in reserved:
+                continue
             if not users.filter(**{lookup: candidate}).exists():
                 yield candidate
+
+
+def account_name(tenant: Tenant, claims: Claims) -> str:
+    """Return what to call a Bipsync account in front of the person whose it is."""
+    values = [
+        claim_value(claims.claims, source)
+        for source in ("name", _email_source(tenant))
+        if source is not None
+    ]
+    texts = [text for value in values if isinstance(value, str) and (text := _printable(value))]
+    return (" · ".join(dict.fromkeys(texts)) or claims.subject)[:_LONGEST_ACCOUNT_NAME]
+
+
+# --- e-mail addresses
+
+
+def _email_source(tenant: Tenant) -> ClaimSource | None:
+    return tenant.claims.get(getattr(get_user_model(), "EMAIL_FIELD", "email"), "email")
+
+
+def _expect_allowed_domain(tenant: Tenant, claims: Claims) -> None:
+    if tenant.allowed_email_domains is None:
+        return
+    email = claim_value(claims.claims, _email_source(tenant) or "email")
+    if not email:
+        raise SignInRefused("no_email", "ALLOWED_EMAIL_DOMAINS is set, and no address is claimed.")
+    if not _is_email(email) or _domain(str(email)) not in tenant.allowed_email_domains:
+        raise SignInRefused("email_domain", "The address is in none of ALLOWED_EMAIL_DOMAINS.")
+
+
+def _is_email(value: object) -> bool:
+    if not isinstance(value, str):
+        return False
+    try:
+        validate_email(value)
+    except ValidationError:
+        return False
+    return True
+
+
+def _domain(email: str) -> str:
+    return email.rpartition("@")[2].lower()
+
+
+# --- users who were there before
+
+
+def _resolved_user(tenant: Tenant, claims: Claims) -> AbstractBaseUser | None:
+    """Ask ``USER_RESOLVER``; a mistake of its own must not make a second account."""
+    resolver = get_settings().user_resolver
+    if resolver is None:
+        return None
+    try:
+        user = (import_string(resolver) if isinstance(resolver, str) else resolver)(tenant, claims)
+    except SignInRefused:
+        raise
+    except Exception as error:
+        logger.exception("USER_RESOLVER failed.")
+        raise SignInRefused(
+            "misconfigured", f"USER_RESOLVER failed ({type(error).__name__})."
+        ) from error
+    if user is not None and not isinstance(user, get_user_model()):
+        raise SignInRefused("misconfigured", "USER_RESOLVER returned something that is no user.")
+    return user
+
+
+def _matched_user(tenant: Tenant, claims: Claims) -> AbstractBaseUser | None:
+    """Return the one plain user with this address, by ``MATCH_USERS_BY``.
+
+    Where somebody has the address and must not be taken over, nobody comes in: a second account
+    beside the first would only hide the question.
+    """
+    match = get_settings().match_users_by
+    if match is None or match.tenant != tenant.slug:
+        return None
+    email = claim_value(claims.claims, match.claim)
+    # ASCII alone: databases and languages disagree over which other letters are the same.
+    if not isinstance(email, str) or not email.isascii() or not _is_email(email):
+        return None
+    model = get_user_model()
+    field = getattr(model, "EMAIL_FIELD", "email")
+    users = model._default_manager.using(database())
+    found = users.select_for_update().filter(**{f"{field}__iexact": email})
+    same = [user for user in found if str(getattr(user, field)).lower() == email.lower()]
+    if not same:
+        return None
+    if match.verified_claim is not None:
+        verified = claim_value(claims.claims, match.verified_claim)
+        if verified is not True:
+            raise SignInRefused("account_exists", "The address is not verified.")
+    if len(same) > 1:
+        raise SignInRefused("account_exists", f"{len(same)} users have the address.")
+    if not _may_be_matched(same[0]):
+        raise SignInRefused(
+            "account_exists",
+            f"The user with primary key {same[0].pk} has rights or another connection: link the "
+            "two by hand (manage.py bipsync_link).",
+        )
+    return same[0]
+
+
+def _may_be_matched(user: Any) -> bool:
+    """Whether nothing is lost if the address was somebody else's: no rights, no other account."""
+    if getattr(user, "is_staff", False) or getattr(user, "is_superuser", False):
+        return False
+    if user.get_username() in get_settings().break_glass_users:
+        return False
+    if any(
+        rights.has_field(name) and getattr(user, name).exists()
+        for name in ("groups", "user_permissions")
+    ):
+        return False
+    return not _tokens().filter(user_id=user.pk).exists()
+
+
+def _has_other_account(user: AbstractBaseUser, sign_in: SignIn) -> bool:
+    others = _tokens().filter(tenant=sign_in.tenant.slug, user_id=user.pk)
+    return others.exclude(pk=sign_in.token.pk).exists()
+
+
+def _tokens() -> BipsyncTokenQuerySet:
+    return BipsyncToken.objects.using(database())
+
+
+# --- fields
 
 
 def _field(name: str) -> "models.Field[Any, Any] | None":
@@ -200,12 +378,16 @@ def _field(name: str) -> "models.Field[Any, Any] | None":
     return field if isinstance(field, models.Field) and not field.many_to_many else None
 
 
+def _printable(text: str) -> str:
+    return "".join(c for c in text if c.isprintable()).strip()
+
+
 def _fitting(field: "models.Field[Any, Any]", value: object) -> object:
     """Return ``value`` as ``field`` stores it: text cut to length, nonsense as ``None``."""
     if value is None or isinstance(value, Mapping | list):
         return None
     if isinstance(field, models.CharField | models.TextField):
-        text = "".join(c for c in str(value) if c.isprintable()).strip()
+        text = _printable(str(value))
         is_email = isinstance(field, models.EmailField)
         if not text or (is_email and field.max_length and len(text) > field.max_length):
             return None

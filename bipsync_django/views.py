@@ -1,25 +1,28 @@
 """The browser side of signing in and out."""
 
 from typing import Any
+from urllib.parse import urlencode
 
 from django.conf import settings
-from django.contrib.auth import authenticate, login
+from django.contrib.auth import authenticate, get_user_model, login
 from django.contrib.auth import views as auth_views
-from django.contrib.auth.decorators import login_not_required
+from django.contrib.auth.decorators import login_not_required, login_required
 from django.contrib.auth.models import AbstractBaseUser
 from django.db import Error, connections, transaction
 from django.http import HttpRequest, HttpResponse, HttpResponseBase, HttpResponseRedirect, QueryDict
 from django.shortcuts import render, resolve_url
+from django.urls import reverse
 from django.utils.decorators import method_decorator
 from django.utils.encoding import escape_uri_path
 from django.views.decorators.cache import never_cache
+from django.views.decorators.csrf import csrf_protect
 from django.views.decorators.debug import sensitive_variables
 from django.views.generic import View
 
 from . import flow, lifecycle
-from .backends import SignIn
-from .conf import Tenant, get_tenant
+from .conf import Tenant, get_settings, get_tenant
 from .decorators import note_return
+from .durable import database
 from .exceptions import (
     ConfigurationError,
     GrantDead,
@@ -31,11 +34,12 @@ from .exceptions import (
 )
 from .failures import login_url, refuse, refuse_program, wants_page
 from .middleware import end_lapsed_session, stamp
-from .models import BipsyncToken
+from .models import BipsyncToken, TokenEvent
 from .oauth.claims import Claims, validate_access_token
 from .oauth.client import TokenPair, exchange_code
+from .users import SignIn, account_name
 
-__all__ = ["CallbackView", "LoginView", "LogoutView"]
+__all__ = ["CallbackView", "ConnectView", "LoginView", "LogoutView"]
 
 _RESUMED = "resumed"
 _LONGEST_PARAMETER = 8192
@@ -60,6 +64,11 @@ class _SignInView(View):
     """What both ends of a trip share: nothing is cached, and every failure is a page."""
 
     http_method_names = ["get", "head", "options"]
+    # The callback's URL holds a code, which no other site is to see.
+    referrer_policy = "no-referrer"
+    # As whom the person is signed in at Bipsync, once that is known, and where to change it.
+    account = ""
+    web_url = ""
 
     def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
         try:
@@ -70,18 +79,23 @@ class _SignInView(View):
         except Exception:
             _forget_query(request)
             raise
-        # The callback's URL holds a code, which no other site is to see.
-        response.headers["Referrer-Policy"] = "no-referrer"
+        response.headers["Referrer-Policy"] = self.referrer_policy
         return response
 
     def refuse(self, request: HttpRequest, refused: SignInRefused) -> HttpResponse:
         """Answer with a page that says why."""
-        retry_url = self.retry_url(request, refused.reason)
-        return refuse(request, refused.reason, str(refused), retry_url=retry_url)
+        return refuse(
+            request,
+            refused.reason,
+            str(refused),
+            retry_url=self.retry_url(request, refused.reason),
+            account=self.account,
+            web_url=self.web_url,
+        )
 
     def retry_url(self, request: HttpRequest, reason: str) -> str:
         """Where to start again."""
-        return login_url(self.next_url(request))
+        return login_url(self.next_url(request), self.kwargs.get("tenant"))
 
     def next_url(self, request: HttpRequest) -> str:
         """Where the person was going."""
@@ -89,36 +103,50 @@ class _SignInView(View):
 
 
 class LoginView(_SignInView):
-    """``login/?next=…``: send the browser to Bipsync."""
+    """``login/?next=…`` and ``login/<tenant>/?next=…``: send the browser to Bipsync.
 
-    def get(self, request: HttpRequest) -> HttpResponse:
+    With several tenants, the first of the two lets people choose.
+    """
+
+    def get(self, request: HttpRequest, tenant: str | None = None) -> HttpResponse:
         if _is_script(request):
             # A script that followed a redirect to Bipsync's pages would only fail there.
-            return refuse_program(request, "sign_in_required")
+            return refuse_program(request, "sign_in_required", tenant=tenant)
+        next_url = self.next_url(request)
         try:
-            return flow.begin(request, get_tenant(), next_url=self.next_url(request))
+            if tenant is None and len(get_settings().tenants) > 1:
+                return render(
+                    request, "bipsync_django/choose.html", {"choices": _choices(next_url)}
+                )
+            return flow.begin(request, _tenant_at(tenant), next_url=next_url)
         except ConfigurationError as error:
             raise SignInRefused("misconfigured", str(error)) from error
 
 
 class CallbackView(_SignInView):
-    """``callback/``: the browser comes back from Bipsync (RFC 6749, section 4.1.2)."""
+    """``callback/`` and ``callback/<tenant>/``: the browser comes back (RFC 6749, section 4.1.2).
 
-    def get(self, request: HttpRequest) -> HttpResponse:
+    The address says which tenant sent it. What another one was asked for is not used.
+    """
+
+    def get(self, request: HttpRequest, tenant: str | None = None) -> HttpResponse:
         trip = flow.find(request, self._parameter("state"))
         if settings.SESSION_COOKIE_SAMESITE == "Strict" and _RESUMED not in request.GET:
             return self._resume(request)
         flow.spend(trip)
+        self._expect_the_tenants_own(trip, tenant)
         if "error" in request.GET:
             self._raise_provider_error()
         self._expect_the_same_person(trip)
-        claims, pair, tenant = self._redeem(trip, self._parameter("code"))
-        user, token = self._sign_in(trip, tenant, claims, pair)
+        claims, pair, found = self._redeem(trip, self._parameter("code"))
+        self.account, self.web_url = account_name(found, claims), found.web_url
+        user, token = self._sign_in(trip, found, claims, pair)
         if not user.is_active:
             # Created so, to be switched on by somebody: the next request would not know them.
             raise SignInRefused("inactive", f"The user with primary key {user.pk} is inactive.")
-        login(request, user)  # type: ignore[arg-type]
-        stamp(request, token)
+        if trip.purpose != flow.CONNECT:
+            login(request, user)  # type: ignore[arg-type]
+            stamp(request, token)
         if trip.purpose == flow.STEP_UP:
             note_return(request, trip)
         response = HttpResponseRedirect(_destination(request, trip))
@@ -137,10 +165,14 @@ class CallbackView(_SignInView):
         trip = flow.recall(request, request.GET.get("state", ""))
         if reason == "other_person":
             return resolve_url(settings.LOGIN_REDIRECT_URL)
-        if trip is not None and trip.purpose == flow.STEP_UP:
+        if trip is None:
+            return login_url("", self.kwargs.get("tenant"))
+        if trip.purpose == flow.STEP_UP:
             # The page itself knows what to ask for.
             return _destination(request, trip)
-        return login_url(trip.next if trip is not None else "")
+        if trip.purpose == flow.CONNECT:
+            return _connect_url(trip.next, trip.tenant)
+        return login_url(trip.next, trip.tenant)
 
     def _parameter(self, name: str) -> str:
         values = self.request.GET.getlist(name)
@@ -171,11 +203,26 @@ class CallbackView(_SignInView):
         known = error if error in _PROVIDER_ERRORS else "an error of its own"
         raise SignInRefused(reason, f"Bipsync sent the browser back with {known}.")
 
+    def _expect_the_tenants_own(self, trip: flow.Trip, tenant: str | None) -> None:
+        """One tenant's code or error must not pass for another's answer (mix-up, RFC 9700, 4.4)."""
+        try:
+            get_tenant(trip.tenant)
+            here = next(iter(get_settings().tenants)) if tenant is None else tenant
+        except ConfigurationError as error:
+            raise SignInRefused("misconfigured", str(error)) from error
+        if trip.tenant != here:
+            raise SignInRefused(
+                "wrong_address",
+                f"The trip went to {trip.tenant}, and came back at the callback of {here}.",
+            )
+
     def _expect_the_same_person(self, trip: flow.Trip) -> None:
         """A trip that one person began must not end in the session of another (RFC 9700, 4.7)."""
         try:
             user = self.request.user
-            is_other = bool(trip.user) and user.is_authenticated and str(user.pk) != trip.user
+            # Whoever connects an account has to be here still; a sign-in may find nobody.
+            may_be_nobody = trip.purpose != flow.CONNECT and not user.is_authenticated
+            is_other = bool(trip.user) and str(user.pk) != trip.user and not may_be_nobody
         except Error as error:
             raise SignInRefused("storage_unavailable", type(error).__name__) from error
         if is_other:
@@ -205,14 +252,18 @@ class CallbackView(_SignInView):
     ) -> tuple[AbstractBaseUser, BipsyncToken]:
         signed_in: list[AbstractBaseUser] = []
 
-        def resolve_user(known: AbstractBaseUser | None) -> AbstractBaseUser:
-            if trip.user and (known is None or str(known.pk) != trip.user):
+        is_connecting = trip.purpose == flow.CONNECT
+
+        def resolve_user(row: BipsyncToken) -> AbstractBaseUser:
+            known = row.user
+            if trip.user and not is_connecting and (known is None or str(known.pk) != trip.user):
                 raise SignInRefused(
                     "other_account",
                     f"The trip was begun for the user with primary key {trip.user}, and the "
                     f"Bipsync account belongs to {'nobody' if known is None else known.pk}.",
                 )
-            user = authenticate(self.request, bipsync=SignIn(tenant, claims, known))
+            person = _person_here(self.request) if is_connecting else None
+            user = authenticate(self.request, bipsync=SignIn(tenant, claims, row, person))
             if user is None:
                 raise SignInRefused(
                     "misconfigured",
@@ -224,13 +275,72 @@ class CallbackView(_SignInView):
 
         try:
             token = lifecycle.sign_in(
-                tenant, claims, pair, scopes=trip.scopes, resolve_user=resolve_user
+                tenant,
+                claims,
+                pair,
+                scopes=trip.scopes,
+                resolve_user=resolve_user,
+                event=TokenEvent.Name.CONNECTED if is_connecting else TokenEvent.Name.SIGNED_IN,
             )
         except ConfigurationError as error:
             raise SignInRefused("misconfigured", str(error)) from error
         except Error as error:
             raise SignInRefused("storage_unavailable", type(error).__name__) from error
         return signed_in[0], token
+
+
+@method_decorator(login_required, name="get")
+@method_decorator(csrf_protect, name="dispatch")
+class ConnectView(_SignInView):
+    """``connect/`` and ``connect/<tenant>/``: join a Bipsync account to who is signed in.
+
+    Only a button of this site's own begins it: whoever could make a browser do so by a link might
+    join a Bipsync account of theirs to somebody else's user.
+    """
+
+    http_method_names = ["get", "head", "post", "options"]
+    # Without any, browsers send a form with the origin "null", which Django's protection refuses.
+    referrer_policy = "same-origin"
+
+    def get(self, request: HttpRequest, tenant: str | None = None) -> HttpResponse:
+        try:
+            tenants = [*get_settings().tenants.values()] if tenant is None else [_tenant_at(tenant)]
+        except ConfigurationError as error:
+            raise SignInRefused("misconfigured", str(error)) from error
+        next_url = self.next_url(request)
+        person: Any = request.user
+        choices = [
+            {
+                "name": tenant.name,
+                "url": _connect_url(next_url, tenant.slug),
+                "grant": lifecycle.grant_of(person, tenant),
+            }
+            for tenant in tenants
+        ]
+        return render(request, "bipsync_django/connect.html", {"choices": choices})
+
+    def post(self, request: HttpRequest, tenant: str | None = None) -> HttpResponse:
+        if not request.user.is_authenticated:
+            return HttpResponseRedirect(login_url(self.next_url(request), tenant))
+        try:
+            away = flow.begin(
+                request,
+                _tenant_at(tenant),
+                purpose=flow.CONNECT,
+                next_url=self.next_url(request),
+                user=str(request.user.pk),
+            )
+        except ConfigurationError as error:
+            raise SignInRefused("misconfigured", str(error)) from error
+        # No redirect: where a Content-Security-Policy says form-action 'self', browsers would
+        # follow none to Bipsync from a form.
+        response = render(request, "bipsync_django/leave.html", {"bipsync_url": away.url})
+        response.headers["Refresh"] = f"0; url={away.url}"
+        response.cookies = away.cookies
+        return response
+
+    def retry_url(self, request: HttpRequest, reason: str) -> str:
+        return _connect_url(self.next_url(request), self.kwargs.get("tenant"))
 
 
 @method_decorator(login_not_required, name="dispatch")
@@ -247,6 +357,35 @@ class LogoutView(auth_views.LogoutView):
 
     def get_context_data(self, **kwargs: Any) -> dict[str, Any]:
         return super().get_context_data(login_url=login_url(""), **kwargs)
+
+
+def _tenant_at(slug: str | None) -> Tenant:
+    """Return the tenant of an address. Raises ``ConfigurationError`` when it has to be named."""
+    if slug is not None and slug not in get_settings().tenants:
+        raise SignInRefused("unknown_tenant", "The address names a tenant that is not there.")
+    return get_tenant(slug)
+
+
+def _choices(next_url: str) -> list[dict[str, str]]:
+    return [
+        {"name": tenant.name, "url": login_url(next_url, tenant.slug)}
+        for tenant in get_settings().tenants.values()
+    ]
+
+
+def _connect_url(next_url: str, tenant: str | None) -> str:
+    query = f"?{urlencode({'next': next_url})}" if next_url else ""
+    kwargs = {} if tenant is None else {"tenant": tenant}
+    return reverse("bipsync:connect", kwargs=kwargs) + query
+
+
+def _person_here(request: HttpRequest) -> AbstractBaseUser:
+    """Return who is signed in, as they are in the database now. Raises ``SignInRefused``."""
+    people = get_user_model()._default_manager.using(database())
+    person: AbstractBaseUser | None = people.filter(pk=request.user.pk or 0).first()
+    if person is None:
+        raise SignInRefused("other_person", "The user is not there any more.")
+    return person
 
 
 def _is_script(request: HttpRequest) -> bool:

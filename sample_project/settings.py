@@ -34,9 +34,7 @@ BIPSYNC = {
     "CLIENT_SECRET": f"file:{secret_file('client-secret', secrets.token_urlsafe)}",
     "SCOPES": ["users:read", "research:read"],
     # A site leaves these out: they follow from CLIENT. Here they lead to the simulated Bipsync.
-    "AUTHORIZE_URL": f"{BIPSYNC_URL}/oauth/authorize",
-    "TOKEN_URL": f"{BIPSYNC_URL}/v1/oauth/token",
-    "JWKS_URL": f"{BIPSYNC_URL}/v1/oauth/jwks",
+    "WEB_URL": BIPSYNC_URL,
     "API_URL": BIPSYNC_URL,
     "ALLOW_INSECURE_LOOPBACK": True,
 }

@@ -84,6 +84,14 @@ def signed_in(bipsync: SimulatedBipsync, user: Any = None) -> Browser:
     return browser
 
 
+def way_to_bipsync(response: Any) -> str:
+    """Where a page that goes on by itself leads, as it says in its header and in its link."""
+    assert response.status_code == 200, response.content
+    url = str(response["Refresh"]).removeprefix("0; url=")
+    assert links(response.content.decode()) == [url]
+    return url
+
+
 def visible_text(page: str) -> str:
     """What a person reads of a page, title included."""
     page = re.sub(r"(?s)<style.*?</style>", "", page)

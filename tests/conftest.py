@@ -2,20 +2,31 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from django.core.cache import cache
 from django.db import connections
 
+from bipsync_django.key_budget import DatabaseBudget
+from bipsync_django.oauth.keys import LocalBudget, use_budget
 from tests import databases
 from tests.databases import on
+from tests.signing import forget_keys
 
 pytest_plugins = ["bipsync_django.testing.fixtures"]
 
 
 @pytest.fixture(autouse=True)
-def _empty_cache() -> Iterator[None]:
-    cache.clear()
+def _nothing_remembered() -> Iterator[None]:
+    forget_keys()
+    use_budget(DatabaseBudget())
     yield
-    cache.clear()
+    forget_keys()
+
+
+@pytest.fixture
+def local_budget() -> LocalBudget:
+    """Fetch signing keys without a database."""
+    budget = LocalBudget()
+    use_budget(budget)
+    return budget
 
 
 @pytest.fixture(params=on("default", "postgresql", "mariadb"))

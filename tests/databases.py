@@ -55,10 +55,14 @@ def _name(alias: str, default: str) -> str:
 def servers() -> dict[str, dict[str, Any]]:
     """Return the Django settings of the database servers that answer."""
     found = {}
+    # A child of a test is about one of them. The others have databases of the parent's.
+    only = os.environ.get("TEST_DATABASE")
     for alias, (check, settings) in {
         "postgresql": (_check_postgresql, _postgresql()),
         "mariadb": (_check_mariadb, _mariadb()),
     }.items():
+        if only not in {None, alias}:
+            continue
         try:
             check(settings)
         except Exception as error:  # noqa: BLE001 - any reason is a reason to go without

@@ -31,7 +31,7 @@ def connect(bipsync: SimulatedBipsync, *, user: Any = None, person: Any = None) 
         claims,
         TokenPair(issued.access_token, issued.refresh_token, issued.expires_in),
         scopes=tenant.scopes,
-        resolve_user=lambda known: known or site_user,
+        resolve_user=lambda row: row.user or site_user,
     )
 
 

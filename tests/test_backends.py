@@ -10,6 +10,7 @@ from django.contrib.auth.signals import user_login_failed
 
 from bipsync_django.backends import BipsyncBackend, SignIn
 from bipsync_django.conf import get_tenant
+from bipsync_django.models import BipsyncToken
 from bipsync_django.oauth.claims import validate_access_token
 from bipsync_django.testing import SimulatedBipsync
 from tests.browser import Browser, signed_in
@@ -40,7 +41,7 @@ def test_a_password_signs_nobody_in_asynchronously() -> None:
 
 def test_a_sign_in_works_asynchronously_too(bipsync: SimulatedBipsync) -> None:
     claims = validate_access_token(bipsync.sign(bipsync.access_token_claims()), get_tenant())
-    user = async_to_sync(aauthenticate)(bipsync=SignIn(get_tenant(), claims, None))
+    user = async_to_sync(aauthenticate)(bipsync=SignIn(get_tenant(), claims, BipsyncToken()))
     assert user == User.objects.get()
 
 
@@ -112,6 +113,6 @@ def test_a_refused_sign_in_is_no_failed_password(bipsync: SimulatedBipsync, sett
 def test_a_sign_in_shows_no_claims_when_printed(bipsync: SimulatedBipsync) -> None:
     raw = bipsync.sign(bipsync.access_token_claims())
     claims = validate_access_token(raw, get_tenant())
-    printed = repr(SignIn(get_tenant(), claims, None))
+    printed = repr(SignIn(get_tenant(), claims, BipsyncToken()))
     assert "ada@acme.example" not in printed
     assert "portal-secret" not in printed

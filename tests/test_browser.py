@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from django.contrib.auth.models import User
+from django.test import Client
 from playwright.sync_api import Browser as Chromium
 from playwright.sync_api import BrowserContext, Page, expect
 from pytest_django.live_server_helper import LiveServer
@@ -530,3 +531,51 @@ def _luminance(colour: str) -> float:
         c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels
     )
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def test_an_account_is_connected_by_a_button_under_a_strict_policy(
+    page: Page, portal: str, bipsync: SimulatedBipsync
+) -> None:
+    session = Client()
+    session.force_login(User.objects.create_superuser("boss"))
+    cookie = session.cookies["sessionid"].value
+    page.context.add_cookies([{"name": "sessionid", "value": cookie, "url": portal}])
+    page.goto(f"{portal}/bipsync/connect/?next=/greeting/")
+    shoot(page, "connect")
+    page.get_by_role("button", name="Connect my Bipsync account").click()
+    page.get_by_label("Grace Hopper").check()
+    page.get_by_role("button", name="Allow").click()
+    expect(page.locator("body")).to_have_text("Hello boss")
+    assert BipsyncToken.objects.get().user == User.objects.get()
+    page.goto(f"{portal}/bipsync/connect/")
+    page.get_by_role("button", name="Connect my Bipsync account").click()
+    page.get_by_label("Ada Lovelace").check()
+    page.get_by_role("button", name="Allow").click()
+    expect(page.locator("h1")).to_have_text("You are signed in at Bipsync as somebody else")
+    expect(page.locator(".bipsync-account")).to_contain_text("Ada Lovelace · ada@acme.example")
+    shoot(page, "other-account")
+    page.get_by_role("link", name="Open Bipsync").click()
+    assert page.url == f"{bipsync.url}/"
+
+
+def test_people_choose_one_of_several_tenants(
+    page: Page, portal: str, bipsync: SimulatedBipsync, settings: Any
+) -> None:
+    own = {**settings.BIPSYNC}
+    shared = {key: own.pop(key) for key in ("ALLOW_INSECURE_LOOPBACK", "SCOPES")}
+    del own["CLIENT"]
+    settings.BIPSYNC = {
+        **shared,
+        "TENANTS": {
+            "acme": {**own, "NAME": "Acme Capital"},
+            "globex": {**own, "NAME": "Globex Partners"},
+        },
+    }
+    bipsync.redirect_uris = {f"{portal}{CALLBACK}globex/"}
+    page.goto(f"{portal}{LOGIN}?next=/greeting/")
+    shoot(page, "choose")
+    page.get_by_role("link", name="Globex Partners").click()
+    page.get_by_label("Grace Hopper").check()
+    page.get_by_role("button", name="Allow").click()
+    expect(page.locator("body")).to_have_text("Hello grace")
+    assert BipsyncToken.objects.get().tenant == "globex"

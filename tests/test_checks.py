@@ -14,6 +14,10 @@ from django.core.management.base import SystemCheckError
 from django.urls import URLPattern
 
 from bipsync_django.backends import BipsyncBackend
+from bipsync_django.middleware import BipsyncSessionMiddleware
+
+# Django 6.1's "check" looks at every database.
+pytestmark = pytest.mark.django_db(databases="__all__")
 
 urlpatterns: list[URLPattern] = []
 
@@ -28,7 +32,7 @@ def found() -> list[CheckMessage]:
     """Return what Django's own run of all checks finds of ours."""
     return [
         message
-        for message in checks.run_checks()
+        for message in checks.run_checks(databases=[])
         if (message.id or "").startswith("bipsync_django.")
     ]
 
@@ -109,6 +113,7 @@ def test_e004_a_backend_that_cannot_be_imported_is_named(settings: Any) -> None:
 
 
 def test_w001_the_urls_have_to_be_included(settings: Any) -> None:
+    settings.LOGIN_URL = "https://sso.example/login"
     settings.ROOT_URLCONF = __name__
     message = only()
     assert (message.id, message.level) == ("bipsync_django.W001", checks.WARNING)
@@ -178,3 +183,102 @@ def test_a_client_secret_that_cannot_be_read_is_a_warning(settings: Any) -> None
     (warning,) = found()
     assert (warning.id, warning.level) == ("bipsync_django.W002", checks.WARNING)
     assert "THERE_IS_NO_SUCH_VARIABLE" in warning.msg
+
+
+def test_e003_rights_need_fields_that_are_there(
+    settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from bipsync_django import checks as own
+
+    change(settings, STAFF={"a": "b"}, SUPERUSER={"a": "b"}, GROUPS={"a": {"b": "c"}})
+    assert found() == []
+    monkeypatch.setattr(own, "has_field", lambda name: name == "is_staff")
+    assert [message.id for message in found()] == ["bipsync_django.E003"] * 2
+    assert {message.msg.split("'")[1] for message in found()} == {"SUPERUSER", "GROUPS"}
+
+
+@pytest.mark.parametrize("resolver", ["portal.nowhere.find", "tests.test_checks.MODEL_BACKEND"])
+def test_e005_a_resolver_that_cannot_be_called(settings: Any, resolver: str) -> None:
+    change(settings, USER_RESOLVER=resolver)
+    message = only()
+    assert (message.id, message.level) == ("bipsync_django.E005", checks.ERROR)
+    assert resolver in message.msg
+
+
+@pytest.mark.parametrize("resolver", [None, found, "tests.test_checks.found"])
+def test_e005_is_quiet_about_one_that_can(settings: Any, resolver: Any) -> None:
+    change(settings, USER_RESOLVER=resolver)
+    assert found() == []
+
+
+def test_w004_each_of_several_tenants_has_its_own_callback(settings: Any) -> None:
+    own = {"CLIENT_ID": "portal", "CLIENT_SECRET": "portal-secret"}
+
+    def configure(acme: str | None, globex: str | None) -> None:
+        tenants = {
+            slug: own if uri is None else {**own, "REDIRECT_URI": f"https://portal.example{uri}"}
+            for slug, uri in (("acme", acme), ("globex", globex))
+        }
+        settings.BIPSYNC = {"SCOPES": ["users:read"], "TENANTS": tenants}
+
+    for right in ((None, None), ("/x/callback/", "/x/callback/globex/"), ("/callback/acme/", None)):
+        configure(*right)
+        assert found() == []
+    configure("/callback/globex/", "/callback/")
+    assert [message.id for message in found()] == ["bipsync_django.W004"] * 2
+    change(settings, TENANTS={"acme": {**own, "REDIRECT_URI": "https://portal.example/other/"}})
+    assert found() == [], "a single tenant may have any"
+
+
+def test_w002_names_the_tenant_whose_secret_cannot_be_read(settings: Any) -> None:
+    own = {"CLIENT_ID": "portal", "CLIENT_SECRET": "portal-secret"}
+    missing = {**own, "CLIENT_SECRET": "env:NOT_THERE_4711"}
+    settings.BIPSYNC = {"SCOPES": ["users:read"], "TENANTS": {"acme": own, "globex": missing}}
+    message = only()
+    assert message.id == "bipsync_django.W002"
+    assert "globex" in message.msg
+
+
+# --- the middleware and the way to sign in
+
+OURS = "bipsync_django.middleware.BipsyncSessionMiddleware"
+AUTHENTICATION = "django.contrib.auth.middleware.AuthenticationMiddleware"
+LOGIN_REQUIRED = "django.contrib.auth.middleware.LoginRequiredMiddleware"
+
+
+@pytest.mark.parametrize(
+    ("middleware", "wrong"),
+    [
+        ([AUTHENTICATION, OURS], []),
+        ([AUTHENTICATION, OURS, LOGIN_REQUIRED], []),
+        ([AUTHENTICATION, "tests.test_checks.OwnMiddleware"], []),
+        ([AUTHENTICATION], ["bipsync_django.W005"]),
+        ([OURS, AUTHENTICATION], ["bipsync_django.E006"]),
+        ([AUTHENTICATION, LOGIN_REQUIRED, OURS], ["bipsync_django.E006"]),
+        (["nowhere.Middleware", AUTHENTICATION, OURS], []),
+    ],
+)
+def test_e006_w005_the_middleware_has_its_place(
+    settings: Any, middleware: list[str], wrong: list[str]
+) -> None:
+    settings.MIDDLEWARE = middleware
+    assert [message.id for message in found()] == wrong
+
+
+class OwnMiddleware(BipsyncSessionMiddleware):
+    """A site's own."""
+
+
+@pytest.mark.parametrize(
+    ("url", "is_right"),
+    [
+        ("bipsync:login", True),
+        ("/greeting/", True),
+        ("https://sso.example/login", True),
+        ("/accounts/login/", False),
+        ("nowhere", False),
+    ],
+)
+def test_w006_the_login_url_leads_somewhere(settings: Any, url: str, is_right: bool) -> None:
+    settings.LOGIN_URL = url
+    assert [message.id for message in found()] == ([] if is_right else ["bipsync_django.W006"])

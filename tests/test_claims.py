@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
-from django.core.cache import cache
 from hypothesis import example, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -22,8 +21,12 @@ from hypothesis import strategies as st
 from bipsync_django.conf import Tenant, get_tenant
 from bipsync_django.exceptions import KeysUnavailable, TokenRefused
 from bipsync_django.oauth.claims import Claims, validate_access_token
+from bipsync_django.oauth.keys import LocalBudget, use_budget
 from bipsync_django.testing import Html, SimulatedBipsync
 from bipsync_django.testing.keys import SigningKey
+from tests.signing import forget_keys
+
+pytestmark = pytest.mark.usefixtures("local_budget")
 
 ADA = "68b993fa85d14160d4030391"
 MISSING = object()
@@ -515,7 +518,8 @@ def test_a_rotated_key_is_fetched_for_a_token_from_the_provider(
     assert validate_access_token(new, tenant, from_provider=True).subject == ADA
     assert validate_access_token(old, tenant).subject == ADA
     bipsync.retire_keys()
-    cache.clear()
+    forget_keys()
+    use_budget(LocalBudget())
     with pytest.raises(TokenRefused):
         validate_access_token(old, tenant)
 

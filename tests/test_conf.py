@@ -32,6 +32,7 @@ def test_everything_follows_from_the_client(settings: Any) -> None:
     tenant = get_tenant()
     assert dataclasses.asdict(tenant) == {
         "slug": "acme",
+        "name": "acme",
         "client_id": "portal",
         "client_secret_source": "portal-secret",
         "scopes": ("users:read",),
@@ -48,11 +49,18 @@ def test_everything_follows_from_the_client(settings: Any) -> None:
         "ca_bundle": None,
         "allow_insecure_loopback": False,
         "claims": {},
+        "create_users": True,
+        "allowed_email_domains": None,
+        "groups": {},
+        "staff": None,
+        "superuser": None,
     }
     assert tenant.client_secret == "portal-secret"
     found = get_settings()
     assert dict(found.tenants) == {"acme": tenant}
-    assert (found.create_users, found.refresh_enabled, found.refresh_ahead) == (True, True, 600)
+    assert (found.refresh_enabled, found.refresh_ahead) == (True, 600)
+    assert (found.user_resolver, found.match_users_by) == (None, None)
+    assert found.break_glass_users == frozenset()
 
 
 def test_every_key_changes_its_setting(settings: Any, tmp_path: Path) -> None:
@@ -74,7 +82,16 @@ def test_every_key_changes_its_setting(settings: Any, tmp_path: Path) -> None:
         CA_BUNDLE=bundle,
         ALLOW_INSECURE_LOOPBACK=True,
         CLAIMS=claims,
+        NAME="Acme Capital",
+        WEB_URL="https://web.example/",
         CREATE_USERS=False,
+        ALLOWED_EMAIL_DOMAINS=["Acme.example"],
+        GROUPS={"teams": {"research": "Analysts", "ops": ["Operations", "Analysts"]}},
+        STAFF={"roles": "admin", "level": [9]},
+        SUPERUSER=len,
+        USER_RESOLVER="portal.people.find",
+        MATCH_USERS_BY={"TENANT": "acme", "VERIFIED_CLAIM": "email_verified"},
+        BREAK_GLASS_USERS=["emergency"],
         REFRESH_ENABLED=False,
         REFRESH_AHEAD=60,
         KEEP_ALIVE=None,
@@ -95,11 +112,21 @@ def test_every_key_changes_its_setting(settings: Any, tmp_path: Path) -> None:
     assert tenant.allow_insecure_loopback
     assert tenant.claims == claims
     found = get_settings()
-    assert (found.create_users, found.refresh_enabled, found.refresh_ahead) == (False, False, 60)
+    assert (tenant.name, tenant.web_url) == ("Acme Capital", "https://web.example")
+    assert (tenant.create_users, tenant.allowed_email_domains) == (False, ("acme.example",))
+    assert tenant.groups == {
+        "teams": {"research": ("Analysts",), "ops": ("Operations", "Analysts")}
+    }
+    assert tenant.staff == {"roles": ("admin",), "level": (9,)}
+    assert tenant.superuser is len
+    assert found.user_resolver == "portal.people.find"
+    assert found.match_users_by == conf.MatchUsersBy("acme", "email", "email_verified")
+    assert found.break_glass_users == {"emergency"}
+    assert (found.refresh_enabled, found.refresh_ahead) == (False, 60)
     assert (found.keep_alive, found.deployment) == (None, "production")
     assert (found.session_check_interval, found.keep_events) == (5, 604800)
     # Every key is tried here, so that none is accepted and then forgotten.
-    assert set(settings.BIPSYNC) == set(conf._KEYS)
+    assert {*settings.BIPSYNC, "TENANTS"} == set(conf._KEYS)
 
 
 def test_the_token_and_key_urls_follow_the_api_url(settings: Any) -> None:
@@ -230,8 +257,65 @@ WRONG: dict[str, list[Any]] = {
     "HTTP_TIMEOUT": [0, 0.05, 10.1, -1, "5", None, True, (3, 5), float("nan")],
     "CA_BUNDLE": ["", "/missing/ca.pem", "/", 5, b"/x", True, "a\x00b", "-----BEGIN" + "x" * 5000],
     "ALLOW_INSECURE_LOOPBACK": [None, 1, 0, "yes", "False"],
-    "CLAIMS": [None, [], "email", {"email": 5}, {"email": ""}, {5: "email"}, {"": "email"}],
+    "CLAIMS": [None, [], "email", {"email": 5}, {"email": ""}, {5: "email"}, {"": "email"}]
+    + [
+        {name: "x"}
+        for name in ("is_staff", "is_superuser", "password", "groups", "user_permissions")
+    ],
     "CREATE_USERS": [None, 1, "True"],
+    "TENANTS": [None, [], {}, {"acme": None}, {"Acme": {}}, {"a/b": {}}, {5: {}}, {"": {}}],
+    "NAME": ["", " ", None, 5],
+    "WEB_URL": ["", None, "http://acme.example/", "javascript:x"],
+    "ALLOWED_EMAIL_DOMAINS": [
+        [],
+        "acme.example",
+        ["@acme.example"],
+        ["acme"],
+        [""],
+        [5],
+        ["*.x.y"],
+        ["acme.example/x"],
+        ["acme.example\n"],
+        ["acme.example", "-b.example"],
+    ],
+    "GROUPS": [
+        None,
+        [],
+        {"teams": "Analysts"},
+        {"teams": {"a": ""}},
+        {"teams": {"a": []}},
+        {"teams": {5: "A"}},
+        {"scopes": {"research:read": "A"}},
+        {"": {"a": "A"}},
+    ],
+    "STAFF": [
+        "admin",
+        [],
+        True,
+        {"roles": []},
+        {"roles": ""},
+        {"roles": None},
+        {"roles": [None]},
+        {"scopes": ["rest_api:write"]},
+        {"scope": "x"},
+        {"scopes.0": "x"},
+        {5: "x"},
+    ],
+    "SUPERUSER": [True, {"roles": [["root"]]}, {"scopes": "rest_api:write"}],
+    "USER_RESOLVER": ["", 5, ["portal.people.find"]],
+    "MATCH_USERS_BY": [
+        True,
+        "email",
+        {},
+        {"TENANT": "acme"},
+        {"VERIFIED_CLAIM": "email_verified"},
+        {"TENANT": "acme", "TRUST_UNVERIFIED": False},
+        {"TENANT": "acme", "TRUST_UNVERIFIED": 1},
+        {"TENANT": "acme", "TRUST_UNVERIFIED": True, "VERIFIED_CLAIM": "email_verified"},
+        {"TENANT": "acme", "TRUST_UNVERIFIED": True, "FIELD": "email"},
+        {"TENANT": "acme", "TRUST_UNVERIFIED": True, "CLAIM": ""},
+    ],
+    "BREAK_GLASS_USERS": [None, "emergency", [""], [5]],
     "REFRESH_ENABLED": [None, 0, "no"],
     "REFRESH_AHEAD": [-1, 86_401, "600", True],
     "KEEP_ALIVE": [0, 3599, 90 * 86_400 + 1, "week", True],
@@ -252,7 +336,10 @@ WRONG: dict[str, list[Any]] = {
 def test_a_wrong_value_is_a_problem_that_says_what_is_expected(
     name: str, value: Any, settings: Any
 ) -> None:
-    configured(settings, **{name: value})
+    if name == "TENANTS":
+        settings.BIPSYNC = {"TENANTS": value}
+    else:
+        configured(settings, **{name: value})
     problem = only_problem()
     assert (problem.key, problem.unknown) == (name, False)
     assert f"it is a {type(value).__name__}" in problem.message
@@ -275,6 +362,15 @@ RIGHT: dict[str, list[Any]] = {
     "HTTP_TIMEOUT": [0.1, 10, 9.9],
     "CA_BUNDLE": [None, __file__, Path(__file__)],
     "CLAIMS": [{}, {"email": "a.b", "first_name": None, "last_name": str}],
+    "NAME": ["Acme & Søns"],
+    "WEB_URL": ["https://acme.example/app/"],
+    "ALLOWED_EMAIL_DOMAINS": [None, ["acme.example"], ("a.b", "c-d.example")],
+    "GROUPS": [{}, {"a.b": {"x": "Y"}}, {"a": {}}],
+    "STAFF": [None, {}, str, {"a.b": True}, {"a": ("x", 1)}, {"scopes_held": "x"}],
+    "SUPERUSER": [None, {"roles": ["root"]}],
+    "USER_RESOLVER": [None, "a.b", str],
+    "MATCH_USERS_BY": [None, {"TENANT": "acme", "CLAIM": "mail", "TRUST_UNVERIFIED": True}],
+    "BREAK_GLASS_USERS": [[], ("emergency",)],
     "REFRESH_AHEAD": [0, 86_400, None],
     "KEEP_ALIVE": [3600, 90 * 86_400, None],
     "DEPLOYMENT": ["", "staging", "x" * 64],
@@ -443,3 +539,131 @@ def test_loopback_urls_are_right_where_the_site_allows_them(settings: Any) -> No
     assert only_problem().key == "TOKEN_URL"
     settings.DEBUG = True
     assert problems() == []
+
+
+# --- several tenants
+
+OWN: dict[str, Any] = {"CLIENT_ID": "portal", "CLIENT_SECRET": "portal-secret"}
+
+
+def several(settings: Any, *, shared: dict[str, Any] | None = None, **tenants: Any) -> None:
+    settings.BIPSYNC = {"SCOPES": ["users:read"], **(shared or {}), "TENANTS": tenants}
+
+
+def test_each_tenant_has_addresses_of_its_own(settings: Any) -> None:
+    several(settings, acme=OWN, globex={**OWN, "CLIENT_ID": "other", "CLIENT": "globex-uk"})
+    assert list(get_settings().tenants) == ["acme", "globex"]
+    assert get_tenant("acme").token_url == "https://acme-api.bipsync.com/v1/oauth/token"
+    globex = get_tenant("globex")
+    assert (globex.slug, globex.name) == ("globex", "globex")
+    assert (globex.client_id, globex.audience) == ("other", "other")
+    assert globex.jwks_url == "https://globex-uk-api.bipsync.com/v1/oauth/jwks"
+    assert globex.web_url == "https://globex-uk.bipsync.com"
+
+
+def test_policy_may_be_shared_and_a_tenant_may_differ(settings: Any) -> None:
+    shared = {"CREATE_USERS": False, "LEEWAY": 5, "ALLOWED_EMAIL_DOMAINS": ["acme.example"]}
+    own = {**OWN, "SCOPES": ["events:read"], "CREATE_USERS": True, "ALLOWED_EMAIL_DOMAINS": None}
+    several(settings, shared=shared, acme=OWN, globex=own)
+    acme, globex = get_tenant("acme"), get_tenant("globex")
+    assert (acme.create_users, globex.create_users) == (False, True)
+    assert (acme.leeway, globex.leeway) == (5, 5)
+    assert (acme.scopes, globex.scopes) == (("users:read",), ("events:read",))
+    assert acme.allowed_email_domains == ("acme.example",)
+    assert globex.allowed_email_domains is None
+
+
+EITHER: dict[str, tuple[Any, Any]] = {
+    "SCOPES": (["events:read"], ["groups:read"]),
+    "LEEWAY": (5, 10),
+    "HTTP_TIMEOUT": (2, 3),
+    "CA_BUNDLE": (__file__, None),
+    "CREATE_USERS": (False, True),
+    "ALLOWED_EMAIL_DOMAINS": (["acme.example"], ["globex.example"]),
+}
+
+
+@pytest.mark.parametrize("key", EITHER)
+def test_a_shared_key_counts_for_every_tenant_that_has_none(key: str, settings: Any) -> None:
+    shared, own = EITHER[key]
+
+    def value(slug: str) -> Any:
+        found = getattr(get_tenant(slug), key.lower())
+        return list(found) if isinstance(found, tuple) else found
+
+    several(settings, shared={key: shared}, acme=OWN, globex={**OWN, key: own})
+    assert (value("acme"), value("globex")) == (shared, own)
+
+
+PER_TENANT = [
+    *["CLIENT", "CLIENT_ID", "CLIENT_SECRET", "NAME", "WEB_URL", "AUTHORIZE_URL", "TOKEN_URL"],
+    *["JWKS_URL", "API_URL", "REDIRECT_URI", "AUDIENCE", "ISSUER", "CLAIMS", "GROUPS", "STAFF"],
+    "SUPERUSER",
+]
+
+
+@pytest.mark.parametrize("key", PER_TENANT)
+def test_what_tells_tenants_apart_is_inherited_from_nowhere(key: str, settings: Any) -> None:
+    several(settings, shared={key: "s3cret"}, acme=OWN)
+    problem = only_problem()
+    assert problem.key == key
+    assert "does not belong there" in problem.message
+    assert "each tenant" in problem.hint
+    assert "s3cret" not in problem.message + problem.hint
+
+
+def test_a_rule_for_the_whole_site_stands_in_no_tenant(settings: Any) -> None:
+    for key in set(conf._KEYS) - set(PER_TENANT) - set(EITHER):
+        several(settings, acme={**OWN, key: "s3cret"})
+        problem = only_problem()
+        assert problem.message.startswith("BIPSYNC['TENANTS']['acme'] has the key")
+        assert "beside TENANTS" in problem.hint
+
+
+def test_a_tenants_mistakes_are_named_with_the_tenant(settings: Any) -> None:
+    several(settings, acme=OWN, globex={"CLIENT_ID": "portal", "CLIENT_SECERT": "s3cret"})
+    assert [problem.message for problem in problems()] == [
+        "BIPSYNC['TENANTS']['globex'] has an unknown key 'CLIENT_SECERT'.",
+        "BIPSYNC['TENANTS']['globex']['CLIENT_SECRET'] is missing.",
+    ]
+    several(settings, acme={**OWN, "LEEWAY": "s3cret"})
+    assert only_problem().message == (
+        "BIPSYNC['TENANTS']['acme']['LEEWAY'] is not valid (it is a str)."
+    )
+
+
+@pytest.mark.parametrize("key", ["CLIENT_ID", "CLIENT_SECRET"])
+def test_what_stands_beside_the_tenants_by_mistake_is_missing_in_them(
+    key: str, settings: Any
+) -> None:
+    own = {name: value for name, value in OWN.items() if name != key}
+    several(settings, shared={key: "s3cret"}, acme=OWN, globex=own)
+    assert [problem.message for problem in problems()] == [
+        f"BIPSYNC has the key {key!r}, which does not belong there.",
+        f"BIPSYNC['TENANTS']['globex'][{key!r}] is missing.",
+    ]
+
+
+def test_several_tenants_have_to_be_named(settings: Any) -> None:
+    several(settings, acme=OWN, globex=OWN)
+    with pytest.raises(ConfigurationError, match="several tenants \\(acme, globex\\)"):
+        get_tenant()
+    with pytest.raises(ConfigurationError, match="no tenant 'initech'"):
+        get_tenant("initech")
+    several(settings, acme=OWN)
+    assert get_tenant().slug == "acme", "one in TENANTS is one"
+
+
+def test_two_tenants_do_not_share_a_callback(settings: Any) -> None:
+    uri = "https://portal.example/bipsync/callback/"
+    several(settings, acme={**OWN, "REDIRECT_URI": uri}, globex={**OWN, "REDIRECT_URI": uri})
+    assert "same REDIRECT_URI" in only_problem().message
+
+
+@pytest.mark.parametrize("tenant", ["initech", "Acme"])
+def test_matching_names_a_tenant_that_is_there(tenant: str, settings: Any) -> None:
+    match = {"TENANT": tenant, "TRUST_UNVERIFIED": True}
+    configured(settings, MATCH_USERS_BY=match)
+    assert "names a tenant that is not there" in only_problem().message
+    several(settings, shared={"MATCH_USERS_BY": match}, acme=OWN)
+    assert "acme" in only_problem().hint

@@ -684,7 +684,8 @@ def test_a_failure_is_an_honest_page_with_a_way_on(
     assert JARGON.search(shown) is None
     assert ("Please give your administrator" in shown) is failure.needs_administrator
     assert ("Retry-After" in response) is (failure.status == 503)
-    assert links(text(response)) == [ELSEWHERE.get(reason, "/sync/?tab=2")]
+    elsewhere = [bipsync.url] if failure.shows_account else []
+    assert links(text(response)) == [ELSEWHERE.get(reason, "/sync/?tab=2"), *elsewhere]
     assert str(failure.retry) in shown
     assert "no-store" in response["Cache-Control"]
     reference = re.search(r"Reference\s+([0-9A-F]{4}-[0-9A-F]{4})", shown)

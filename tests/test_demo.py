@@ -219,7 +219,7 @@ def test_a_process_that_dies_is_named_and_ends_the_rest(
         os.kill(portal, signal.SIGKILL)
         assert demo.exit_status(seconds=20) == 1
         assert "The portal has ended by itself (SIGKILL)." in demo.output
-        assert "Starting development server" in demo.output
+        assert "development server" in demo.output
         assert demo.left_behind() == set()
         assert "Traceback" not in demo.output
 

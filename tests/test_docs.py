@@ -1,10 +1,13 @@
 """The documentation says what the code does: nothing is missing, nothing is stale, examples run."""
 
+import configparser
+import dataclasses
 import importlib
 import inspect
 import re
 import sys
 import tomllib
+import unittest
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -20,8 +23,18 @@ from django.http import HttpResponse
 from django.test import Client, RequestFactory
 from django.utils import timezone
 
-from bipsync_django import breaker, conf, errors, lifecycle, schedule, signals, tasks, testing, urls
-from bipsync_django.exceptions import ConfigurationError
+from bipsync_django import (
+    breaker,
+    conf,
+    errors,
+    lifecycle,
+    schedule,
+    secret_sources,
+    signals,
+    tasks,
+    testing,
+    urls,
+)
 from bipsync_django.failures import FAILURES
 from bipsync_django.lifecycle import Outcome
 from bipsync_django.models import BipsyncToken, HourlyCount, TenantState, TokenEvent
@@ -33,11 +46,14 @@ ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PACKAGE = ROOT / "bipsync_django"
 PAGES = sorted(path.name for path in DOCS.glob("*.md"))
-LINKED = [*DOCS.glob("*.md"), ROOT / "README.md", ROOT / "CHANGELOG.md"]
+LINKED = [
+    *DOCS.glob("*.md"),
+    *(ROOT / name for name in ("README.md", "CHANGELOG.md", "SECURITY.md")),
+]
 SOURCE = "\n".join(
     path.read_text() for path in sorted(PACKAGE.rglob("*.py")) if "migrations" not in path.parts
 )
-LIFECYCLE = (PACKAGE / "lifecycle.py").read_text()
+LIFECYCLE = "\n".join(path.read_text() for path in (PACKAGE / "lifecycle").glob("*.py"))
 
 in_database = pytest.mark.django_db(transaction=True)
 
@@ -109,7 +125,9 @@ def run(code: str, **names: Any) -> dict[str, Any]:
 
 def test_the_index_leads_to_every_page() -> None:
     named = set(re.findall(r"\]\((\S+?\.md)\)", text("index.md")))
-    assert named == {*PAGES, "../CHANGELOG.md"} - {"index.md"}
+    assert named == {*PAGES} - {"index.md"}
+    tree = text("index.md").partition("{toctree}")[2].partition("```")[0].split()[1:]
+    assert {f"{name}.md" for name in tree} == named
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -184,18 +202,21 @@ def test_defaults_are_those_of_the_code(settings: Any) -> None:
             assert default == "required"
             continue
         if not default.startswith("`"):
-            assert key in {"REDIRECT_URI", "AUDIENCE", "ALLOW_INSECURE_LOOPBACK"}
+            assert key in {"TENANTS", "NAME", "REDIRECT_URI", "AUDIENCE", "ALLOW_INSECURE_LOOPBACK"}
             continue
         owner: Any = tenant if hasattr(tenant, key.lower()) else conf.get_settings()
         value = getattr(owner, key.lower())
         told = (
             default.strip("`")
             .removeprefix('""')
+            .replace("{WEB_URL}", tenant.web_url)
             .replace("{CLIENT}", "acme")
             .replace("{API_URL}", tenant.api_url)
         )
+        if isinstance(value, frozenset):
+            value = list(value)
         assert str(float(told) if isinstance(value, float) else told) == str(value), key
-    assert (tenant.redirect_uri, tenant.audience) == (None, "i")
+    assert (tenant.redirect_uri, tenant.audience, tenant.name) == (None, "i", "acme")
     assert tenant.allow_insecure_loopback is settings.DEBUG
 
 
@@ -213,13 +234,14 @@ def test_ranges_are_those_of_the_code() -> None:
 def test_every_secret_source_works(
     settings: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from bipsync_django.secret_sources import secret
-
+    secret = secret_sources.secret
     sources = section("settings.md", "Where secrets come from")
     assert re.findall(r"(?m)^\| (\w+) \|", sources)[1:] == [
         "environment",
         "file",
         "callable",
+        "AWS",
+        "Azure",
         "literal",
     ]
     monkeypatch.setenv("BIPSYNC_CLIENT_SECRET", "from the environment")
@@ -229,15 +251,15 @@ def test_every_secret_source_works(
     example = block("settings.md", "def bipsync_secret")
     example = example.replace("/run/secrets/bipsync_client_secret", str(tmp_path / "bipsync"))
     assert secret(run(example)["bipsync_secret"]) == "from a file"
-    for scheme in ("aws-secretsmanager:", "azure-keyvault:"):
-        assert scheme in text("settings.md")
-        with pytest.raises(ConfigurationError, match="not supported"):
-            secret(f"{scheme}prod")
+    # Those of stores are tried in tests/test_secret_stores.py.
+    assert {*secret_sources._STORES} == {*re.findall(r"`([a-z-]+):", sources)} - {"env", "file"}
 
 
 def test_every_check_is_documented_and_no_other() -> None:
-    ids = set(re.findall(r"\b[EW]\d{3}\b", (PACKAGE / "checks.py").read_text()))
-    assert set(table("settings.md", "System checks")) == {f"bipsync_django.{id_}" for id_ in ids}
+    for number, file in enumerate(("checks.py", "deploy_checks.py")):
+        ids = set(re.findall(r"\b[EW]\d{3}\b", (PACKAGE / file).read_text()))
+        told = set(table("settings.md", "System checks", number=number))
+        assert told == {f"bipsync_django.{id_}" for id_ in ids}
 
 
 def test_examples_of_settings_are_right(settings: Any, tmp_path: Path) -> None:
@@ -309,9 +331,12 @@ def test_the_failures_that_need_an_administrator_are_the_last_ones() -> None:
 
 
 def test_every_url_is_documented() -> None:
-    assert {name: row[0] for name, row in table("pages.md", "URLs").items()} == {
-        f"{urls.app_name}:{pattern.name}": f"`{pattern.pattern}`" for pattern in urls.urlpatterns
-    }
+    paths: dict[str, list[str]] = {}
+    for pattern in urls.urlpatterns:
+        path = str(pattern.pattern).replace("slug:", "")
+        paths.setdefault(f"{urls.app_name}:{pattern.name}", []).append(f"`{path}`")
+    told = {name: row[0] for name, row in table("pages.md", "URLs").items()}
+    assert told == {name: ", ".join(known) for name, known in paths.items()}
 
 
 def test_every_template_is_documented_with_its_context() -> None:
@@ -319,7 +344,10 @@ def test_every_template_is_documented_with_its_context() -> None:
     told = table("pages.md", "Templates")
     assert set(told) == {path.relative_to(folder).as_posix() for path in folder.rglob("*.html")}
     for name, (_, context) in told.items():
-        for variable in set(re.findall(r"\{\{ (\w+)", (folder / name).read_text())):
+        source = (folder / name).read_text()
+        own = {*re.findall(r"\{% for (\w+) in", source), *re.findall(r" with (\w+)=", source)}
+        loops = re.findall(r"\{% for \w+ in (\w+)", source)
+        for variable in {*re.findall(r"\{\{ (\w+)", source), *loops} - own:
             assert f"`{variable}`" in context or variable.isupper(), f"{name}: {variable}"
 
 
@@ -360,6 +388,9 @@ def test_every_code_that_the_protocol_gives_is_documented() -> None:
 
 def test_every_counter_is_documented() -> None:
     counters = set(re.findall(r"\bcount\([\w.]+, \"(\w+)\"\)", LIFECYCLE))
+    # What people do is counted under the event's name.
+    assert "count(tenant.slug, event.value)" in LIFECYCLE
+    counters |= {TokenEvent.Name.SIGNED_IN.value, TokenEvent.Name.CONNECTED.value}
     assert set(table("tokens.md", "Hourly counters")) == counters
 
 
@@ -368,16 +399,14 @@ def test_the_shell_examples_for_administrators_run(
     bipsync: SimulatedBipsync, capsys: pytest.CaptureFixture[str]
 ) -> None:
     token = connect(bipsync)
-    TenantState.objects.create(tenant="acme", breaker_until=timezone.now(), dead_in_a_row=5)
+    TenantState.objects.update(breaker_until=timezone.now(), dead_in_a_row=5)
     run(block("tokens.md", "HourlyCount.objects"))
     shown = capsys.readouterr().out
     assert HourlyCount.objects.get().name in shown
     assert TokenEvent.objects.get().name in shown
     run(block("tokens.md", "TenantState.objects.update"))
     assert TenantState.objects.get().breaker_until is None
-    BipsyncToken.objects.filter(pk=token.pk).update(obtained_at="2026-01-01T00:00Z")
-    run(block("settings.md", "still_old"))
-    assert capsys.readouterr().out == "1\n"
+    assert reload(token).status == "active"
 
 
 # --- signals and tasks
@@ -387,7 +416,10 @@ def test_every_signal_is_documented_with_its_arguments() -> None:
     told = table("signals-and-tasks.md", "Signals")
     defined = {name for name in vars(signals) if isinstance(getattr(signals, name), Signal)}
     assert set(told) == defined == set(signals.__all__)
-    sent = re.findall(r"_send\(signals\.(\w+), row(?:, (\w+)=)?", LIFECYCLE)
+    sent = re.findall(r"\bsend\(signals\.(\w+), row(?:, (\w+)=)?", LIFECYCLE)
+    both = "send(signals.connected if event == Event.CONNECTED else signals.signed_in, row, claims="
+    assert both in LIFECYCLE
+    sent += [("connected", "claims"), ("signed_in", "claims")]
     assert {name for name, _ in sent} == defined
     for name, argument in sent:
         wanted = ["`token`", f"`{argument}`"] if argument else ["`token`"]
@@ -435,7 +467,7 @@ def test_the_steps_that_the_code_refers_to_are_described() -> None:
 
 def test_the_numbers_are_those_of_the_code() -> None:
     for name, (seconds, _) in table("refresh-protocol.md", "The numbers").items():
-        module, _, constant = name.partition(".")
+        module, _, constant = name.rpartition(".")
         value = getattr(importlib.import_module(f"bipsync_django.{module}"), constant)
         in_code = value.total_seconds() if isinstance(value, timedelta) else value
         assert in_code == float(seconds), name
@@ -452,9 +484,11 @@ def test_every_command_is_documented_with_its_options() -> None:
     commands = list((PACKAGE / "management" / "commands").glob("bipsync_*.py"))
     assert commands
     for path in commands:
-        assert f"manage.py {path.stem}" in text("tokens.md")
+        pages = {"bipsync_link": "linking.md", "bipsync_rotate_keys": "settings.md"}
+        page = text(pages.get(path.stem, "tokens.md"))
+        assert f"manage.py {path.stem}" in page
         for option in re.findall(r'"(--[a-z-]+)"', path.read_text()):
-            assert f"`{option}" in text("tokens.md"), option
+            assert f"`{option}" in page, option
 
 
 # --- bipsync_django.testing
@@ -467,7 +501,7 @@ def test_every_public_name_of_testing_is_documented() -> None:
 def test_every_fixture_is_documented() -> None:
     defined = re.findall(r"(?m)^@pytest\.fixture\ndef (\w+)", Path(fixtures.__file__).read_text())
     described = re.findall(r"(?m)^\*\*`(\w+)`\*\*", section("testing.md", "The fixtures"))
-    assert described == defined
+    assert sorted(described) == sorted(defined)
 
 
 def test_switches_and_methods_of_the_simulator_exist() -> None:
@@ -494,7 +528,7 @@ def test_every_option_of_the_runner_is_documented() -> None:
 def test_the_five_lines_work(
     client: Client, bipsync_sign_in: Callable[..., Any], settings: Any
 ) -> None:
-    example = run(block("testing.md", "test_staff_see_the_front_page"))
+    example = run(block("testing.md", "test_staff_see_the_front_page(client"))
     example["test_staff_see_the_front_page"](client, bipsync_sign_in)
     assert run(block("testing.md", "pytest_plugins"))["pytest_plugins"] == [fixtures.__name__]
 
@@ -517,10 +551,11 @@ def test_the_example_of_an_outage_works(
 
 @pytest.mark.django_db
 def test_the_example_without_pytest_works() -> None:
-    example = run(block("testing.md", "class SignInTest"))
-    case = example["SignInTest"]("test_the_front_page_asks_for_a_sign_in")
-    case.client = Client()
-    case.test_the_front_page_asks_for_a_sign_in()
+    example = run(block("testing.md", "class FrontPageTest"))
+    case = example["FrontPageTest"]("test_staff_see_the_front_page")
+    result = unittest.TestResult()
+    case(result)
+    assert (result.testsRun, result.errors, result.failures) == (1, [], [])
 
 
 # --- calling the API
@@ -677,16 +712,11 @@ def test_the_example_of_create_user_works(
 def test_the_example_of_update_user_works(
     use_backend: Callable[[str], Any], bipsync: SimulatedBipsync, settings: Any
 ) -> None:
-    use_backend("StaffByScope")
-    for scopes, is_staff in (
-        (["users:read"], False),
-        (["users:read", "rest_api:write"], True),
-        (["users:read"], False),
-    ):
-        settings.BIPSYNC = {**settings.BIPSYNC, "SCOPES": scopes}
-        user = user_of(signed_in(bipsync))
-        assert user is not None
-        assert user.is_staff is is_staff
+    signed_in(bipsync)
+    use_backend("FullNames")
+    user = user_of(signed_in(bipsync))
+    assert user is not None
+    assert user.first_name == "Ada Lovelace"
 
 
 @in_database
@@ -740,7 +770,20 @@ def test_every_dependency_is_documented_and_no_other() -> None:
     for extra, requirements in project["project"]["optional-dependencies"].items():
         assert all(name in extras[extra][0] for name in names(requirements))
     tools = table("dependencies.md", "For working on this package")
-    assert set(tools) == names(project["dependency-groups"]["dev"])
+    groups = project["dependency-groups"]
+    needed = [one for group in groups.values() for one in group if isinstance(one, str)]
+    assert set(tools) == names(needed)
+
+
+def test_the_classifiers_name_the_versions_that_the_matrix_tries() -> None:
+    matrix = configparser.ConfigParser(interpolation=None)
+    matrix.read(ROOT / "tox.ini")
+    tried = {f"{n[0]}.{n[1:]}" for n in re.findall(r"\d+", matrix["tox"]["env_list"])}
+    classifiers = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["classifiers"]
+    named = re.findall(
+        r"(?m)^(?:Framework|Programming Language) .* (\d\.\d+)$", "\n".join(classifiers)
+    )
+    assert set(named) == tried
 
 
 def test_the_changelog_speaks_of_the_present_version() -> None:
@@ -754,3 +797,84 @@ def test_nothing_of_a_machine_is_in_the_documentation() -> None:
     folders = "|".join(("home", "work", "root", "tmp"))
     for path in LINKED:
         assert not re.search(rf"/({folders})/", path.read_text()), path.name
+
+
+# --- several tenants, existing staff, rights
+
+
+def test_where_keys_may_stand_is_documented() -> None:
+    place = conf._Place
+    (row,) = re.findall(r"(?m)^\| (`CLIENT`.*) \|$", section("tenants.md", "What stands where"))
+    inside, either, beside = row.split(" | ")
+
+    def keys(wanted: conf._Place) -> set[str]:
+        return {key for key, known in conf._KEYS.items() if known.place is wanted}
+
+    urls = {key for key in conf._KEYS if key.endswith("_URL")}
+    assert set(re.findall(r"`(\w+)`", inside)) == keys(place.TENANT) - urls
+    assert urls < keys(place.TENANT)
+    assert "all URLs" in inside
+    assert set(re.findall(r"`(\w+)`", either)) == keys(place.EITHER)
+    assert beside == "everything else"
+
+
+def test_the_example_of_several_tenants_is_right(settings: Any) -> None:
+    settings.BIPSYNC = run(block("tenants.md", '"globex": {'))["BIPSYNC"]
+    assert conf.problems() == []
+    assert conf.get_tenant("acme").allowed_email_domains == ("acme.example",)
+    assert conf.get_tenant("globex").name == "Globex Partners"
+
+
+def test_the_examples_of_rules_are_right(settings: Any) -> None:
+    rules = {
+        **run(block("rights.md", "GROUPS = {")),
+        **run(block("rights.md", "STAFF = {")),
+    }
+    settings.BIPSYNC = {
+        **settings.BIPSYNC,
+        **{name: value for name, value in rules.items() if name.isupper()},
+    }
+    assert conf.problems() == []
+    match = run(block("linking.md", "MATCH_USERS_BY"))["BIPSYNC"]
+    settings.BIPSYNC = {**settings.BIPSYNC, **match}
+    assert conf.problems() == []
+    assert conf.get_settings().match_users_by is not None
+
+
+@in_database
+def test_the_example_of_a_resolver_finds_the_user(bipsync: SimulatedBipsync, settings: Any) -> None:
+    find = run(block("linking.md", "def find_in_directory"))["find_in_directory"]
+    settings.BIPSYNC = {**settings.BIPSYNC, "USER_RESOLVER": find}
+    user = User.objects.create_user("4711")
+    person = bipsync.find_user(None)
+    bipsync.add_user(dataclasses.replace(person, extra={"personnel_number": "4711"}))
+    assert user_of(signed_in(bipsync)) == user
+
+
+@in_database
+def test_the_example_of_changes_shows_them(
+    bipsync: SimulatedBipsync, settings: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings.BIPSYNC = {**settings.BIPSYNC, "STAFF": {"name": ["Ada Lovelace"]}}
+    signed_in(bipsync)
+    run(block("rights.md", "right_given"))
+    assert "'reason': 'is_staff', 'detail': 'claim name'" in capsys.readouterr().out
+
+
+# --- security
+
+
+def test_every_line_of_the_security_page_names_a_test_that_there_is() -> None:
+    defined = set()
+    for path in (ROOT / "tests").glob("test_*.py"):
+        defined |= set(re.findall(r"(?m)^\s*def (test_\w+)", path.read_text()))
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in text("security.md").splitlines()
+        if line.startswith("|") and not re.match(r"\|\s*(---|Section|What it asks)", line)
+    ]
+    assert len(rows) > 50
+    for row in rows:
+        named = re.fullmatch(r"`(test_\w+)`", row[-1])
+        assert named or row[-1] in {"none needed", "none possible", "none of ours"}, row
+        assert not named or named[1] in defined, row

@@ -39,6 +39,7 @@ from hypothesis.stateful import (
 from bipsync_django import durable, lifecycle, policy
 from bipsync_django.conf import Tenant
 from bipsync_django.exceptions import BipsyncError, GrantDead, SignInRequired
+from bipsync_django.lifecycle import protocol
 from bipsync_django.models import BipsyncToken, HourlyCount, TenantState, TokenEvent
 from bipsync_django.oauth import transport
 from bipsync_django.oauth.client import TokenPair, refresh_pair
@@ -206,9 +207,9 @@ class Interleavings(RuleBasedStateMachine):
         self.user = User.objects.create_user("ada")
         enter = self.cleanup.enter_context
         enter(mock.patch.object(self.bipsync, "remember_pair", self._remember_pair))
-        enter(mock.patch.object(lifecycle, "refresh_pair", self._refresh_pair))
+        enter(mock.patch.object(protocol, "refresh_pair", self._refresh_pair))
         enter(mock.patch.object(self.bipsync, "answer_token_request", self._answer_token_request))
-        for module in (lifecycle, durable, transport):
+        for module in (protocol, durable, transport):
             enter(mock.patch.object(module, "time", self.stage.clock))
         enter(self.stage.open())
         self.oldest = self.row = expire(connect(self.bipsync, user=self.user))
@@ -325,8 +326,8 @@ class Interleavings(RuleBasedStateMachine):
         assert not policy.is_recent(row), "A pair is replaced that has just come."
         assert row.next_attempt_at is None or row.next_attempt_at <= now, "Too soon."
         assert row.lease_until is not None
-        claimed = row.lease_until - lifecycle.LEASE
-        assert now - claimed < timedelta(seconds=lifecycle.SEND_WITHIN + 1), "The claim is too old."
+        claimed = row.lease_until - protocol.LEASE
+        assert now - claimed < timedelta(seconds=protocol.SEND_WITHIN + 1), "The claim is too old."
         for earlier in self.calls:
             if earlier.sent == call.sent:
                 assert earlier.has_failed or earlier.is_lost or earlier.is_overdue
@@ -394,7 +395,7 @@ class Interleavings(RuleBasedStateMachine):
             model._default_manager.update(**ago)
         self.row.refresh_from_db()
         for call in self.calls:
-            if call.is_under_way and self.now - call.since > lifecycle.ANSWERED_WITHIN:
+            if call.is_under_way and self.now - call.since > protocol.ANSWERED_WITHIN:
                 call.is_overdue = True
 
     def _take(self, turn: Turn, actor: Caller) -> None:
@@ -467,7 +468,7 @@ class Interleavings(RuleBasedStateMachine):
         """Let the request be on its way for a while; runs in the simulator's thread."""
         owner = self.stage.running
         if calls := [call for call in self.calls if call.owner is owner]:
-            self.is_late |= self.now - calls[-1].since > lifecycle.ANSWERED_WITHIN
+            self.is_late |= self.now - calls[-1].since > protocol.ANSWERED_WITHIN
         with suppress(Crash):  # Who has sent it is gone, and it arrives all the same.
             self.stage.reach("waits for Bipsync")
         response = SimulatedBipsync.answer_token_request(self.bipsync, request)

@@ -27,9 +27,11 @@ from bipsync_django.testing import Answer, DropBefore, Html, SimulatedBipsync, T
 from bipsync_django.testing.keys import SigningKey
 from bipsync_django.testing.messages import Request, Response
 from bipsync_django.testing.server import HttpServer
+from tests.signing import forget_keys
+
+pytestmark = pytest.mark.usefixtures("local_budget")
 
 ENTRY = "bipsync_django.keys.acme"
-COOLDOWN = "bipsync_django.keys.cooldown.acme"
 
 
 @pytest.fixture
@@ -109,11 +111,11 @@ def test_the_request_for_keys_carries_nothing_of_the_application(
 
 
 def test_an_unknown_kid_leads_to_a_fetch_so_that_rotation_goes_unnoticed(
-    bipsync: SimulatedBipsync, tenant: Tenant
+    bipsync: SimulatedBipsync, tenant: Tenant, clock: Clock
 ) -> None:
     old = bipsync.keys.current.kid
     assert signing_key(tenant, old)
-    cache.delete(COOLDOWN)  # the ten seconds since the first fetch
+    clock.advance(10.5)
     new = bipsync.rotate_keys()
     assert signing_key(tenant, new)
     assert signing_key(tenant, old)
@@ -176,10 +178,10 @@ def test_keys_outlive_an_outage_for_a_day_and_no_longer(
 
 
 def test_during_an_outage_an_unknown_kid_is_undecided_not_refused(
-    bipsync: SimulatedBipsync, tenant: Tenant
+    bipsync: SimulatedBipsync, tenant: Tenant, clock: Clock
 ) -> None:
     signing_key(tenant, bipsync.keys.current.kid)
-    cache.delete(COOLDOWN)
+    clock.advance(10.5)
     bipsync.fail("jwks", DropBefore(), times=None)
     with pytest.raises(KeysUnavailable):
         signing_key(tenant, "unknown")
@@ -212,7 +214,7 @@ def test_a_new_key_is_undecided_while_somebody_else_fetches(
     bipsync.jwks_latency = 1.0
     fetching = threading.Thread(target=lambda: found.append(signing_key(tenant, new)))
     fetching.start()
-    while cache.get(COOLDOWN) is None:
+    while bipsync.calls["jwks"] < 2:
         time.sleep(0.01)
     with pytest.raises(KeysUnavailable):
         signing_key(tenant, new)
@@ -220,21 +222,6 @@ def test_a_new_key_is_undecided_while_somebody_else_fetches(
     assert found[0]
     assert signing_key(tenant, "forged") is None, "now it is known what is published"
     assert bipsync.calls["jwks"] == 2
-
-
-def test_a_fetch_by_a_host_whose_clock_is_slow_counts_all_the_same(
-    bipsync: SimulatedBipsync, tenant: Tenant, clock: Clock
-) -> None:
-    signing_key(tenant, bipsync.keys.current.kid)
-    clock.advance(10.5)
-    bipsync.fail("jwks", Html(503))
-    with pytest.raises(KeysUnavailable):
-        signing_key(tenant, "forged")
-    clock.advance(-60)
-    assert signing_key(tenant, bipsync.rotate_keys(), from_provider=True)
-    clock.advance(60)
-    assert signing_key(tenant, "forged") is None
-    assert bipsync.calls["jwks"] == 3
 
 
 def test_without_any_keys_an_outage_is_asked_about_once_in_ten_seconds(
@@ -262,9 +249,9 @@ def test_a_provider_that_is_down_leaves_keys_unavailable(
 
 
 def test_a_cache_entry_is_believed_only_with_our_signature(
-    bipsync: SimulatedBipsync, tenant: Tenant, good: dict[str, Any]
+    bipsync: SimulatedBipsync, tenant: Tenant, good: dict[str, Any], clock: Clock
 ) -> None:
-    entry = {"at": time.time(), "keys": {"good": good}}
+    entry = {"fetched": clock(), "asked": clock(), "named": {"good": good}}
     other_salt = signing.dumps(entry, salt="bipsync_django.keys:globex:https://x", compress=True)
     other_key = signing.dumps(entry, key="attacker", salt=keys._salt(tenant), compress=True)
     for planted in (
@@ -279,18 +266,94 @@ def test_a_cache_entry_is_believed_only_with_our_signature(
         None,
         ["a"],
     ):
+        forget_keys()
         cache.set(ENTRY, planted)
+        clock.advance(2)
         assert signing_key(tenant, "good", from_provider=True) is None, planted
     assert bipsync.calls["jwks"] == 10
 
 
 def test_a_cache_entry_with_our_signature_is_believed(
-    bipsync: SimulatedBipsync, tenant: Tenant, good: dict[str, Any]
+    bipsync: SimulatedBipsync, tenant: Tenant, good: dict[str, Any], clock: Clock
 ) -> None:
     # The counterpart of the test above: it is the signature that decides there.
-    keys._store(tenant, {"good": good})
+    entry = {"fetched": clock(), "asked": clock(), "named": {"good": good}}
+    cache.set(ENTRY, signing.dumps(entry, salt=keys._salt(tenant), compress=True))
     assert signing_key(tenant, "good")
     assert not bipsync.calls
+
+
+def test_an_entry_of_another_version_is_fetched_anew(
+    bipsync: SimulatedBipsync, tenant: Tenant, good: dict[str, Any]
+) -> None:
+    entry = {"at": time.time(), "keys": {"good": good}}
+    cache.set(ENTRY, signing.dumps(entry, salt=keys._salt(tenant), compress=True))
+    assert signing_key(tenant, "good") is None
+    assert signing_key(tenant, bipsync.keys.current.kid)
+
+
+def test_an_older_entry_that_is_put_back_revives_no_retired_key(
+    bipsync: SimulatedBipsync, tenant: Tenant, clock: Clock
+) -> None:
+    old = bipsync.keys.current.kid
+    assert signing_key(tenant, old)
+    entry = cache.get(ENTRY)
+    new = bipsync.rotate_keys()
+    bipsync.retire_keys()
+    clock.advance(2)
+    assert signing_key(tenant, new, from_provider=True)
+    cache.set(ENTRY, entry)
+    assert signing_key(tenant, old) is None
+    assert signing_key(tenant, new)
+
+
+def test_a_key_that_another_process_found_retired_is_gone_here_at_once(
+    bipsync: SimulatedBipsync, tenant: Tenant, clock: Clock
+) -> None:
+    old = bipsync.keys.current.kid
+    assert signing_key(tenant, old)
+    here = dict(keys._parsed)
+    new = bipsync.rotate_keys()
+    bipsync.retire_keys()
+    clock.advance(2)
+    assert signing_key(tenant, new, from_provider=True)
+    keys._parsed.clear()
+    keys._parsed.update(here)
+    assert signing_key(tenant, old) is None
+    assert bipsync.calls["jwks"] == 2
+
+
+def test_an_entry_is_checked_and_parsed_once(
+    bipsync: SimulatedBipsync, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kid = bipsync.keys.current.kid
+    signing_key(tenant, kid)
+    keys._parsed.clear()
+    opened: list[object] = []
+    loads = signing.loads
+
+    def note(*args: Any, **kwargs: Any) -> Any:
+        opened.append(args)
+        return loads(*args, **kwargs)
+
+    monkeypatch.setattr(signing, "loads", note)
+    for _ in range(5):
+        assert signing_key(tenant, kid)
+    assert len(opened) == 1
+
+
+def test_without_cache_and_provider_this_process_goes_on_for_a_day(
+    bipsync: SimulatedBipsync, tenant: Tenant, clock: Clock
+) -> None:
+    kid = bipsync.keys.current.kid
+    signing_key(tenant, kid)
+    cache.clear()
+    bipsync.stop()
+    clock.advance(23 * 3600)
+    assert signing_key(tenant, kid)
+    clock.advance(2 * 3600)
+    with pytest.raises(KeysUnavailable):
+        signing_key(tenant, kid)
 
 
 def test_a_cache_entry_that_was_tampered_with_is_fetched_anew(
@@ -300,6 +363,7 @@ def test_a_cache_entry_that_was_tampered_with_is_fetched_anew(
     signing_key(tenant, kid)
     entry = cache.get(ENTRY)
     middle = len(entry) // 3
+    keys._parsed.clear()
     cache.set(ENTRY, entry[:middle] + ("A" if entry[middle] != "A" else "B") + entry[middle + 1 :])
     assert signing_key(tenant, kid, from_provider=True)
     assert bipsync.calls["jwks"] == 2
@@ -337,6 +401,10 @@ ODD_KEYS: dict[str, Odd] = {
     "for encryption": lambda good, private: {**good, "use": "enc"},
     "use null": lambda good, private: {**good, "use": None},
     "use list": lambda good, private: {**good, "use": ["sig"]},
+    "operations without verify": lambda good, private: {**good, "key_ops": ["encrypt"]},
+    "no operations": lambda good, private: {**good, "key_ops": []},
+    "operations text": lambda good, private: {**good, "key_ops": "verify"},
+    "operations dict": lambda good, private: {**good, "key_ops": {"verify": True}},
     "for RS512": lambda good, private: {**good, "alg": "RS512"},
     "for PS256": lambda good, private: {**good, "alg": "PS256"},
     "for none": lambda good, private: {**good, "alg": "none"},
@@ -410,7 +478,7 @@ def test_a_kid_that_is_published_twice_names_no_key(
 def test_keys_may_leave_use_and_alg_out(
     bipsync: SimulatedBipsync, tenant: Tenant, good: dict[str, Any]
 ) -> None:
-    published(bipsync, _without(good, "use", "alg"))
+    published(bipsync, {**_without(good, "use", "alg"), "key_ops": ["verify", "wrapKey"]})
     assert signing_key(tenant, "good")
 
 
@@ -545,7 +613,8 @@ def test_whatever_is_published_becomes_a_key_or_nothing_or_one_typed_error(
 ) -> None:
     documents.body = document
     tenant = dataclasses.replace(get_tenant(), jwks_url=documents.url)
-    cache.clear()
+    forget_keys()
+    keys.use_budget(keys.LocalBudget())
     try:
         key = signing_key(tenant, "k")
     except KeysUnavailable:
@@ -566,22 +635,3 @@ def test_a_cache_that_is_down_keeps_nobody_out(
         raw = bipsync.issue_pair().access_token
         assert validate_access_token(raw, get_tenant(), from_provider=from_provider)
     assert "The cache failed (ConnectionRefusedError)" in caplog.text
-
-
-class ForgetfulCache:
-    """A full cache, which drops the cooldown between two looks at it."""
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(cache, name)
-
-    def get(self, name: str) -> Any:
-        return None if name == COOLDOWN else cache.get(name)
-
-
-def test_a_cooldown_that_the_cache_forgets_refuses_no_key(
-    bipsync: SimulatedBipsync, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    signing_key(tenant, bipsync.keys.current.kid)
-    monkeypatch.setattr(keys, "cache", ForgetfulCache())
-    with pytest.raises(KeysUnavailable):
-        signing_key(tenant, bipsync.rotate_keys())

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 from django.contrib.auth.models import User
-from django.core.cache import cache
 from django.db import OperationalError, connections, transaction
 from django.db.models import F
 from django.utils import timezone
@@ -24,13 +23,16 @@ from bipsync_django.exceptions import (
     SignInRefused,
     SignInRequired,
 )
-from bipsync_django.lifecycle import Outcome
+from bipsync_django.key_budget import DatabaseBudget
+from bipsync_django.lifecycle import Outcome, protocol
 from bipsync_django.models import BipsyncToken, HourlyCount, TenantState, TokenEvent
 from bipsync_django.oauth.claims import validate_access_token
 from bipsync_django.oauth.client import TokenPair, refresh_pair
+from bipsync_django.oauth.keys import use_budget
 from bipsync_django.testing import Answer, DropAfter, DropBefore, Html, SimulatedBipsync
 from tests.databases import on_servers, on_sqlite
 from tests.grants import at_once, connect, expire, nearly_expire, refresh_token_of, reload
+from tests.signing import forget_keys
 
 pytestmark = pytest.mark.usefixtures("database")
 
@@ -226,7 +228,7 @@ def test_no_transaction_or_lock_of_ours_is_open_while_bipsync_is_waited_for(
 def test_a_caller_who_holds_the_rows_lock_is_told_before_the_call(
     token: BipsyncToken, bipsync: SimulatedBipsync, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lifecycle, "WAIT_FOR_WINNER", 1.0)
+    monkeypatch.setattr(protocol, "WAIT_FOR_WINNER", 1.0)
     monkeypatch.setattr(durable, "LOCK_TIMEOUT", 0.3)
     expired = expire(token)
     with transaction.atomic(using=database):
@@ -248,19 +250,19 @@ def test_a_receiver_may_want_what_the_caller_has_locked(
     told: list[str] = []
 
     def rename(token: BipsyncToken, **kwargs: object) -> None:
-        User.objects.update(first_name="from the receiver")
+        User.objects.update(username="from the receiver")
         told.append(threading.current_thread().name)
 
     expired = expire(token)
     signals.token_refreshed.connect(rename)
     try:
         with transaction.atomic(using=database):
-            User.objects.update(first_name="from the view")
+            User.objects.update(username="from the view")
             lifecycle.access_token(expired)
             assert told == [threading.current_thread().name]
     finally:
         signals.token_refreshed.disconnect(rename)
-    assert User.objects.get().first_name == "from the receiver"
+    assert User.objects.get().username == "from the receiver"
 
 
 def test_a_receiver_with_a_database_error_does_not_break_the_callers_transaction(
@@ -346,12 +348,12 @@ def test_an_expired_lease_is_taken_over_and_the_doubt_is_noted(
     token: BipsyncToken, bipsync: SimulatedBipsync
 ) -> None:
     expired = expire(token)
-    assert lifecycle._claim(expired) is not None
-    assert lifecycle._claim(expired) is None
+    assert protocol._claim(expired) is not None
+    assert protocol._claim(expired) is None
     past = timezone.now() - timedelta(seconds=1)
     BipsyncToken.objects.filter(pk=token.pk).update(lease_until=past)
     assert reload(token).in_doubt_at is None
-    assert lifecycle._claim(expired) is not None
+    assert protocol._claim(expired) is not None
     assert reload(token).in_doubt_at is not None
 
 
@@ -360,10 +362,10 @@ def test_who_read_the_row_too_long_ago_gets_no_lease(
 ) -> None:
     before_a_refresh = expire(token)
     lifecycle.access_token(token)
-    assert lifecycle._claim(before_a_refresh) is None
+    assert protocol._claim(before_a_refresh) is None
     before_its_death = expire(token)
     BipsyncToken.objects.update(status=Status.NEEDS_SIGN_IN)
-    assert lifecycle._claim(before_its_death) is None
+    assert protocol._claim(before_its_death) is None
     assert bipsync.calls["refresh"] == 1
 
 
@@ -374,7 +376,7 @@ def test_who_read_the_row_before_a_refresh_failed_does_not_try_at_once_again(
     bipsync.fail("token", Html(503))
     with pytest.raises(RefreshUnavailable):
         lifecycle.access_token(token)
-    assert lifecycle._claim(stale) is None
+    assert protocol._claim(stale) is None
     assert bipsync.calls["token"] == 1
 
 
@@ -382,21 +384,21 @@ def test_a_lease_in_force_makes_background_work_give_way_and_foreground_wait(
     token: BipsyncToken, bipsync: SimulatedBipsync, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expired = expire(token)
-    claim = lifecycle._claim(expired)
+    claim = protocol._claim(expired)
     assert claim is not None
     assert lifecycle.refresh_if_due(token.pk) is Outcome.HELD_BACK
-    monkeypatch.setattr(lifecycle, "WAIT_FOR_WINNER", 0.2)
+    monkeypatch.setattr(protocol, "WAIT_FOR_WINNER", 0.2)
     with pytest.raises(RefreshUnavailable) as busy:
         lifecycle.access_token(expired)
     assert busy.value.code == "busy"
     assert bipsync.calls["refresh"] == 0
-    lifecycle._carry_out(claim)
+    protocol._carry_out(claim)
     assert bipsync.is_alive(refresh_token_of(token))
 
 
 def test_the_lease_runs_on_the_databases_clock(token: BipsyncToken) -> None:
     claimed_at = timezone.now()
-    assert lifecycle._claim(expire(token)) is not None
+    assert protocol._claim(expire(token)) is not None
     until = reload(token).lease_until
     assert until is not None
     assert timedelta(seconds=28) < until - claimed_at < timedelta(seconds=33)
@@ -406,16 +408,16 @@ def test_an_owner_whose_lease_was_taken_over_still_stores_the_live_pair(
     token: BipsyncToken, bipsync: SimulatedBipsync
 ) -> None:
     expired = expire(token)
-    slow = lifecycle._claim(expired)
+    slow = protocol._claim(expired)
     assert slow is not None
     issued = refresh_pair(get_tenant(), refresh_token_of(token))
     past = timezone.now() - timedelta(seconds=1)
     BipsyncToken.objects.filter(pk=token.pk).update(lease_until=past)
-    other = lifecycle._claim(expired)
+    other = protocol._claim(expired)
     assert other is not None
     assert _store(expired, issued).generation == 2
     assert bipsync.is_alive(refresh_token_of(token))
-    assert lifecycle._carry_out(other) is None
+    assert protocol._carry_out(other) is None
     assert bipsync.is_alive(refresh_token_of(token))
 
 
@@ -423,17 +425,17 @@ def test_a_dead_answer_counts_only_as_long_as_the_lease_is_ones_own(
     token: BipsyncToken, bipsync: SimulatedBipsync
 ) -> None:
     expired = expire(token)
-    slow = lifecycle._claim(expired)
+    slow = protocol._claim(expired)
     assert slow is not None
     past = timezone.now() - timedelta(seconds=1)
     BipsyncToken.objects.filter(pk=token.pk).update(lease_until=past)
-    other = lifecycle._claim(expired)
+    other = protocol._claim(expired)
     assert other is not None
-    assert lifecycle._mark_dead(slow, expired, "invalid_grant") is False
+    assert protocol._mark_dead(slow, expired, "invalid_grant") is False
     assert reload(token).status == Status.ACTIVE
-    lifecycle._carry_out(other)
-    assert lifecycle._mark_dead(slow, expired, "invalid_grant") is False
-    assert lifecycle._mark_dead(other, expired, "invalid_grant") is False
+    protocol._carry_out(other)
+    assert protocol._mark_dead(slow, expired, "invalid_grant") is False
+    assert protocol._mark_dead(other, expired, "invalid_grant") is False
     row = reload(token)
     assert (row.status, row.generation) == (Status.ACTIVE, 2)
 
@@ -442,7 +444,7 @@ def test_a_late_answer_revives_a_row_that_a_second_sender_found_dead(
     token: BipsyncToken, bipsync: SimulatedBipsync
 ) -> None:
     expired = expire(token)
-    assert lifecycle._claim(expired) is not None
+    assert protocol._claim(expired) is not None
     issued = refresh_pair(get_tenant(), refresh_token_of(token))
     past = timezone.now() - timedelta(seconds=1)
     BipsyncToken.objects.filter(pk=token.pk).update(lease_until=past)
@@ -458,7 +460,7 @@ def test_a_late_answer_revives_a_row_that_a_second_sender_found_dead(
 def test_a_claim_that_is_too_old_sends_nothing(
     token: BipsyncToken, bipsync: SimulatedBipsync, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lifecycle, "SEND_WITHIN", 0.0)
+    monkeypatch.setattr(protocol, "SEND_WITHIN", 0.0)
     with pytest.raises(RefreshUnavailable) as slow:
         lifecycle.access_token(expire(token))
     assert slow.value.code == "busy"
@@ -629,8 +631,7 @@ def test_a_wrong_client_secret_holds_the_whole_tenant_back_and_a_right_one_relie
 def test_five_deaths_in_a_row_hold_the_tenant_back(
     database: str, bipsync: SimulatedBipsync
 ) -> None:
-    user = User.objects.create_user("everyone")
-    tokens = [_grant_for_subject(bipsync, f"{number:024x}", user) for number in range(6)]
+    tokens = [_grant_for_subject(bipsync, f"{number:024x}") for number in range(6)]
     bipsync.fail("token", Answer(400, {"error": "invalid_grant"}), times=None)
     bipsync.reset_calls()
     for token in tokens[:5]:
@@ -767,7 +768,7 @@ def test_a_token_that_does_not_validate_is_held_back_and_not_thrown_away(
     assert bipsync.is_alive(refresh_token_of(token))
     assert [e for e in events(token) if e[0] == "quarantined"] == [("quarantined", "token_refused")]
     bipsync.fail("jwks", Html(500), times=None)
-    cache.clear()
+    forget_keys()
     with pytest.raises(RefreshUnavailable, match=r"held back"):
         lifecycle.access_token(token)
     bipsync.clear_failures()
@@ -800,7 +801,7 @@ def test_a_refused_token_stays_refused_although_the_next_refresh_fails_otherwise
     with pytest.raises(RefreshUnavailable):
         lifecycle.refresh(reload(nearly_expire(token)), force=True)
     bipsync.fail("jwks", Html(503), times=None)
-    cache.clear()
+    forget_keys()
     with pytest.raises(RefreshUnavailable, match="held back"):
         lifecycle.access_token(token)
 
@@ -909,7 +910,7 @@ def test_a_claim_that_the_database_refuses_is_lost(
         raise OperationalError("could not obtain lock")
 
     monkeypatch.setattr(durable, "update", refuse)
-    assert lifecycle._claim(expire(token)) is None
+    assert protocol._claim(expire(token)) is None
 
 
 def test_a_counter_that_cannot_be_raised_costs_nobody_an_error(
@@ -991,21 +992,19 @@ def test_a_sign_in_without_a_refresh_token_does_not_keep_the_earlier_grants(
         validate_access_token(issued.access_token, tenant, from_provider=True),
         TokenPair(issued.access_token, None, issued.expires_in),
         scopes=tenant.scopes,
-        resolve_user=lambda known: known or User(),
+        resolve_user=lambda row: row.user or User(),
     )
     assert reload(token).refresh_token is None
 
 
-def test_of_several_accounts_the_active_one_that_signed_in_last_is_used(
+def test_a_user_has_one_account_at_a_tenant_whoever_asks(
     token: BipsyncToken, bipsync: SimulatedBipsync
 ) -> None:
     assert token.user is not None
-    second, third = (
-        connect(bipsync, user=token.user, person=person) for person in list(bipsync.users)[1:3]
-    )
-    assert lifecycle.grant_of(token.user, get_tenant()) == third
-    lifecycle.disconnect(third)
-    assert lifecycle.grant_of(token.user, get_tenant()) == second
+    with pytest.raises(SignInRefused, match="another account"):
+        connect(bipsync, user=token.user, person="grace@acme.example")
+    assert BipsyncToken.objects.get() == token
+    assert lifecycle.grant_of(token.user, get_tenant()) == token
     assert lifecycle.grant_of(User.objects.create_user("nobody"), get_tenant()) is None
 
 
@@ -1020,7 +1019,7 @@ def test_a_refresh_of_a_disconnected_grant_says_so(
 def test_a_lease_that_is_lost_before_it_is_used_is_asked_for_again(
     token: BipsyncToken, bipsync: SimulatedBipsync, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    claim, lost = lifecycle._claim, iter([True])
+    claim, lost = protocol._claim, iter([True])
 
     def loses_the_first(row: BipsyncToken) -> Any:
         won = claim(row)
@@ -1028,7 +1027,7 @@ def test_a_lease_that_is_lost_before_it_is_used_is_asked_for_again(
             BipsyncToken.objects.update(lease_id=None, lease_until=None)
         return won
 
-    monkeypatch.setattr(lifecycle, "_claim", loses_the_first)
+    monkeypatch.setattr(protocol, "_claim", loses_the_first)
     assert bipsync.is_access_token_alive(lifecycle.access_token(expire(token)))
     assert bipsync.calls["refresh"] == 1
 
@@ -1089,8 +1088,7 @@ def test_rows_of_inactive_people_are_put_off_and_not_looked_at_every_minute(
 def test_two_who_take_at_once_take_each_row_once(
     token: BipsyncToken, bipsync: SimulatedBipsync
 ) -> None:
-    user = User.objects.create_user("everyone")
-    tokens = [_grant_for_subject(bipsync, f"{number:024x}", user) for number in range(12)]
+    tokens = [_grant_for_subject(bipsync, f"{number:024x}") for number in range(12)]
     for row in [token, *tokens]:
         expire(row)
     taken = at_once(4, lambda _: lifecycle.take_due(5))
@@ -1147,7 +1145,7 @@ def test_a_lease_that_runs_out_while_others_wait_is_taken_over(
     token: BipsyncToken, bipsync: SimulatedBipsync
 ) -> None:
     expired = expire(token)
-    assert lifecycle._claim(expired) is not None
+    assert protocol._claim(expired) is not None
     soon = timezone.now() + timedelta(seconds=1)
     BipsyncToken.objects.filter(pk=token.pk).update(lease_until=soon)
     assert bipsync.is_access_token_alive(lifecycle.access_token(expired))
@@ -1257,7 +1255,7 @@ def _older(token: BipsyncToken, *, minutes: float) -> str:
 
 
 def _store(sent: BipsyncToken, pair: TokenPair) -> BipsyncToken:
-    return lifecycle._tell(sent, pair, lifecycle._store(sent, pair))
+    return protocol._tell(sent, pair, protocol._store(sent, pair))
 
 
 def _wait_until(condition: Any) -> None:
@@ -1274,10 +1272,14 @@ def _forget_waiting() -> None:
 
 
 def _forget_key_cooldown() -> None:
-    cache.delete("bipsync_django.keys.cooldown.acme")
+    TenantState.objects.update(keys_asked_at=None)
+    use_budget(DatabaseBudget())
 
 
-def _grant_for_subject(bipsync: SimulatedBipsync, subject: str, user: User) -> BipsyncToken:
+def _grant_for_subject(
+    bipsync: SimulatedBipsync, subject: str, user: User | None = None
+) -> BipsyncToken:
+    site_user = user or User.objects.create_user(f"user-{subject}")
     issued = bipsync.issue_pair()
     claims = bipsync.access_token_claims(next(iter(bipsync.users.values())))
     access_token = bipsync.sign({**claims, "sub": subject})
@@ -1287,5 +1289,5 @@ def _grant_for_subject(bipsync: SimulatedBipsync, subject: str, user: User) -> B
         validate_access_token(access_token, tenant, from_provider=True),
         TokenPair(access_token, issued.refresh_token, 3600),
         scopes=tenant.scopes,
-        resolve_user=lambda known: known or user,
+        resolve_user=lambda row: row.user or site_user,
     )

@@ -15,6 +15,7 @@ USE_TZ = True
 DEBUG = False
 ALLOWED_HOSTS = ["portal.example.org"]
 ROOT_URLCONF = "site_urls"
+LOGIN_URL = "bipsync:login"
 STATIC_URL = "static/"
 FIELD_ENCRYPTION_KEY = "Zm9yLXRoZS13aGVlbC10ZXN0LW9ubHktMTIzNDU2Nzg="
 DATABASES = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": "site.sqlite3"}}
@@ -30,6 +31,7 @@ INSTALLED_APPS = [
 MIDDLEWARE = [
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "bipsync_django.middleware.BipsyncSessionMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
 ]
 TEMPLATES = [
@@ -71,7 +73,7 @@ from django.contrib.staticfiles import finders
 from django.template.loader import get_template
 import bipsync_django
 assert "site-packages" in bipsync_django.__file__, bipsync_django.__file__
-for name in ["base", "failure", "login_button", "resume", "signed_out"]:
+for name in ["base", "choose", "connect", "failure", "leave", "login_button", "signed_out"]:
     get_template(f"bipsync_django/{name}.html")
 assert finders.find("bipsync_django/bipsync.css")
 import bipsync_django.tasks, bipsync_django.testing

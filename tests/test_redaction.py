@@ -33,6 +33,8 @@ from bipsync_django.testing import Answer, DropAfter, DropBefore, Html, Simulate
 
 REDIRECT_URI = "https://portal.example/bipsync/callback/"
 
+pytestmark = pytest.mark.usefixtures("local_budget")
+
 
 class Records(logging.Handler):
     """Keeps everything that any logger says, as every kind of formatter could show it."""

@@ -85,14 +85,6 @@ def test_an_empty_secret_is_refused(tmp_path: Path) -> None:
             secret(source)
 
 
-@pytest.mark.parametrize(
-    "source", ["aws-secretsmanager:prod/bipsync#client_secret", "azure-keyvault:vault/name"]
-)
-def test_a_secret_store_that_is_not_supported_is_not_taken_for_the_secret(source: str) -> None:
-    with pytest.raises(ConfigurationError, match="not supported"):
-        secret(source)
-
-
 def test_a_secret_that_cannot_be_sent_is_refused_without_showing_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

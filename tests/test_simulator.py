@@ -1125,6 +1125,7 @@ def test_the_settings_point_to_it(simulated: SimulatedBipsync) -> None:
         "CLIENT": "acme",
         "CLIENT_ID": "portal",
         "CLIENT_SECRET": "portal-secret",
+        "WEB_URL": simulated.url,
         "AUTHORIZE_URL": f"{simulated.url}/oauth/authorize",
         "TOKEN_URL": f"{simulated.url}/v1/oauth/token",
         "JWKS_URL": f"{simulated.url}/v1/oauth/jwks",
@@ -1320,5 +1321,38 @@ def test_a_sign_in_that_the_site_refuses_fails_the_test_that_asked_for_it(
 ) -> None:
     settings.BIPSYNC = {**settings.BIPSYNC, "AUTHORIZE_URL": "http://bipsync.example/authorize"}
 
-    with pytest.raises(AssertionError, match="The sign-in view answered"):
+    with pytest.raises(AssertionError, match="The site answered 503"):
         bipsync_sign_in(client)
+
+
+# --- beside Bipsync's own
+
+
+def test_the_start_page_lets_people_withdraw_their_permission(bipsync: SimulatedBipsync) -> None:
+    pair, other = bipsync.issue_pair("ada@acme.example"), bipsync.issue_pair("grace@acme.example")
+    assert "Ada Lovelace" in requests.get(bipsync.url, timeout=5).text
+    form = {"user": bipsync.find_user("ada@acme.example").id}
+    page = requests.post(f"{bipsync.url}/withdraw", data=form, timeout=5).text
+    assert "Ada Lovelace" not in page
+    assert "Grace Hopper" in page
+    assert not bipsync.is_alive(pair.refresh_token)
+    assert bipsync.is_alive(other.refresh_token)
+    assert requests.post(f"{bipsync.url}/withdraw", data={"user": "x"}, timeout=5).ok
+    assert requests.get(f"{bipsync.url}/withdraw", timeout=5).status_code == 404
+
+
+def test_an_address_that_is_not_registered_is_named(bipsync: SimulatedBipsync) -> None:
+    said: list[str] = []
+    bipsync.on_event = said.append
+    query = {
+        "response_type": "code",
+        "client_id": "portal",
+        "redirect_uri": "http://localhost:8000/bipsync/callback/",
+        "state": "s",
+        "code_challenge": "c" * 43,
+        "code_challenge_method": "S256",
+    }
+    requests.get(bipsync.authorize_url, params=query, timeout=5)
+    assert len(said) == 1
+    assert "http://localhost:8000/bipsync/callback/" in said[0]
+    assert "--redirect-uri" in said[0]

@@ -1,5 +1,6 @@
 """The pages: every way in which a sign-in can end, and what nobody may see of it."""
 
+import dataclasses
 import logging
 import re
 import sqlite3
@@ -11,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 from urllib.parse import parse_qs, quote, urlencode, urlsplit
 
+import django
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 from django.contrib.auth.models import User
@@ -372,6 +374,38 @@ def no_email(scene: Scene) -> Any:
     return scene.come_back()
 
 
+def email_domain(scene: Scene) -> Any:
+    scene.configure(ALLOWED_EMAIL_DOMAINS=["globex.example"])
+    return scene.come_back()
+
+
+def no_email_to_look_at(scene: Scene) -> Any:
+    scene.configure(ALLOWED_EMAIL_DOMAINS=["acme.example"])
+    user = scene.bipsync.find_user(None)
+    scene.bipsync.add_user(dataclasses.replace(user, extra={"email": None}))
+    return scene.come_back()
+
+
+def unknown_tenant(scene: Scene) -> Any:
+    return scene.browser.get(f"{LOGIN}nowhere/", {"next": NEXT}, secure=True)
+
+
+def wrong_address(scene: Scene) -> Any:
+    """Another tenant sends the browser back where this one should have."""
+    own = {key: value for key, value in scene.settings.BIPSYNC.items() if key != "CLIENT"}
+    del own["ALLOW_INSECURE_LOOPBACK"]
+    scene.settings.BIPSYNC = {
+        "ALLOW_INSECURE_LOOPBACK": True,
+        "TENANTS": {"acme": own, "globex": own},
+    }
+    begun = scene.browser.get(f"{LOGIN}acme/", {"next": NEXT}, secure=True)["Location"]
+    query = urlsplit(scene.bipsync.approve(begun)).query
+    response = scene.browser.open(f"{CALLBACK}globex/?{query}")
+    assert scene.bipsync.calls["code"] == 0
+    scene.settings.BIPSYNC = {**own, "CLIENT": "acme", "ALLOW_INSECURE_LOOPBACK": True}
+    return response
+
+
 def inactive(scene: Scene) -> Any:
     scene.come_back()
     User.objects.update(is_active=False)
@@ -425,6 +459,10 @@ FAILED: dict[str, Callable[[Scene], Any]] = {
     "misconfigured meanwhile": misconfigured_meanwhile,
     "misconfigured: tenant meanwhile": misconfigured_tenant_meanwhile,
     "misconfigured: deployment": misconfigured_deployment,
+    "email_domain": email_domain,
+    "no_email to look at": no_email_to_look_at,
+    "unknown_tenant": unknown_tenant,
+    "wrong_address": wrong_address,
     "token_refused: foreign key": _signed(key=_foreign_key),
     "token_refused: unknown key": _signed(key=_foreign_key, kid="x"),
     "token_refused: no key named": _signed(kid=None),
@@ -479,9 +517,12 @@ def test_a_failure_is_an_honest_page_with_a_way_on(
     assert JARGON.search(text) is None
     assert ("Please give your administrator" in text) is failure.needs_administrator
 
-    retry = links(page)[0]
-    expected = LOGIN if name in FORGETFUL else f"{LOGIN}?next={quote(NEXT, safe='')}"
+    retry, *others = links(page)
+    path = f"{LOGIN}acme/" if name == "wrong_address" else LOGIN
+    expected = LOGIN if name in FORGETFUL else f"{path}?next={quote(NEXT, safe='')}"
     assert retry == expected
+    assert others == ([scene.bipsync.url] if failure.shows_account else [])
+    assert ("At Bipsync you are signed in as" in text) is failure.shows_account
 
     reference = re.search(r"Reference\s+([0-9A-F]{4}-[0-9A-F]{4})", text)
     assert reference is not None
@@ -561,7 +602,9 @@ class Mails:
     """What Django mails to the site's admins about errors, with everything that it knows."""
 
     def __init__(self, settings: Any, mailoutbox: list[Any]) -> None:
-        settings.ADMINS = [("Administrator", "admin@acme.example")]
+        address = "admin@acme.example"
+        # Django 6.0 wants addresses alone, and 5.2 nothing but pairs.
+        settings.ADMINS = [address if django.VERSION >= (6, 0) else ("Administrator", address)]
         self._outbox = mailoutbox
 
     def text(self) -> str:

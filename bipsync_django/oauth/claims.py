@@ -14,7 +14,7 @@ from ..conf import Tenant
 from ..exceptions import TokenRefused
 from .keys import signing_key
 
-__all__ = ["Claims", "validate_access_token"]
+__all__ = ["Claims", "is_subject", "validate_access_token"]
 
 _MAX_LENGTH = 16 * 1024
 _MAX_SUBJECT = 255
@@ -89,13 +89,18 @@ def _kid(raw: str) -> str:
     return kid
 
 
+def is_subject(value: object) -> bool:
+    """Return whether ``value`` can be somebody's id at Bipsync: short, printable, not blank."""
+    return (
+        isinstance(value, str)
+        and 0 < len(value) <= _MAX_SUBJECT
+        and value.isprintable()
+        and value == value.strip()
+    )
+
+
 def _subject(value: object) -> str:
-    if (
-        not isinstance(value, str)
-        or not 0 < len(value) <= _MAX_SUBJECT
-        or not value.isprintable()
-        or value != value.strip()
-    ):
+    if not isinstance(value, str) or not is_subject(value):
         raise TokenRefused("The access token's subject is not usable.")
     return value
 

@@ -116,14 +116,25 @@ def exchange_code(tenant: Tenant, *, code: str, verifier: str, redirect_uri: str
     or ``ConfigurationError``.
     """
     session = _TokenEndpoint(tenant, redirect_uri=redirect_uri, dead_hints=True)
-    token = session.fetch_token(
-        _https_alias(tenant.token_url),
-        code=code,
-        code_verifier=verifier,
-        include_client_id=True,
-        client_secret=tenant.client_secret,
-    )
-    return _pair(token)
+
+    def fetch(client_secret: str) -> TokenPair:
+        token = session.fetch_token(
+            _https_alias(tenant.token_url),
+            code=code,
+            code_verifier=verifier,
+            include_client_id=True,
+            client_secret=client_secret,
+        )
+        return _pair(token)
+
+    client_secret = tenant.client_secret
+    try:
+        return fetch(client_secret)
+    except ProviderMisconfigured as error:
+        # The secret may have been changed in its store. A refused exchange spends no code.
+        if error.code != "invalid_client" or not tenant.has_another_secret(client_secret):
+            raise
+        return fetch(tenant.client_secret)
 
 
 @sensitive_variables()

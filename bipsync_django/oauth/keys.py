@@ -9,8 +9,9 @@ import functools
 import json
 import logging
 import time
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol, TypeVar
 
 import jwt
 from django.core import signing
@@ -20,7 +21,7 @@ from ..conf import Tenant
 from ..exceptions import KeysUnavailable
 from .transport import ExchangeFailed, exchange
 
-__all__ = ["signing_key"]
+__all__ = ["Budget", "LocalBudget", "Permit", "signing_key", "use_budget"]
 
 logger = logging.getLogger(__name__)
 
@@ -29,39 +30,106 @@ T = TypeVar("T")
 _MAX_DOCUMENT = 256 * 1024
 _MAX_KEYS = 50
 _MIN_RSA_BITS = 2048
+# In seconds: how long keys are used as they are, how long when there are no newer ones, how long
+# a sign-in waits for somebody else's fetch, and how often it looks.
 _FRESH = 3600
 _KEPT = 24 * 3600
-_COOLDOWN = 10
+_WAIT_FOR_OTHERS = 5.0
+_POLL = 0.05
+
+
+@dataclass(frozen=True)
+class Permit:
+    """Whether keys may be fetched now, and when that was allowed last (Unix time)."""
+
+    granted: bool
+    at: float
+
+
+class Budget(Protocol):
+    """How often Bipsync is asked for keys. The clock of its permits is the same for everybody."""
+
+    def ask(self, tenant: Tenant, *, for_sign_in: bool) -> Permit:
+        """Return a permit. Sign-ins have a budget of their own, which no forged token uses up."""
+
+
+class LocalBudget:
+    """A budget of this process alone."""
+
+    # Seconds from one fetch to the next.
+    PAUSE = 10.0
+    SIGN_IN_PAUSE = 1.0
+
+    def __init__(self) -> None:
+        self._asked: dict[tuple[str, bool], float] = {}
+
+    def ask(self, tenant: Tenant, *, for_sign_in: bool) -> Permit:
+        """As ``Budget.ask``."""
+        now = time.time()
+        pause = self.SIGN_IN_PAUSE if for_sign_in else self.PAUSE
+        last = self._asked.get((tenant.jwks_url, for_sign_in))
+        # A clock that was put back must not hold everybody up.
+        if last is not None and last <= now < last + pause:
+            return Permit(granted=False, at=last)
+        self._asked[tenant.jwks_url, for_sign_in] = now
+        return Permit(granted=True, at=now)
+
+
+_budget: Budget = LocalBudget()
+
+
+def use_budget(budget: Budget) -> Budget:
+    """Ask ``budget`` from now on; return the one that was asked before."""
+    global _budget
+    before, _budget = _budget, budget
+    return before
 
 
 def signing_key(tenant: Tenant, kid: str, *, from_provider: bool = False) -> jwt.PyJWK | None:
     """Return the tenant's public key called ``kid``, or ``None`` when Bipsync publishes no such.
 
     Keys are used for an hour, and up to a day when they cannot be fetched anew. An unknown
-    ``kid`` leads to a fetch: always when the token came straight from the token endpoint
-    (``from_provider``), else at most once in 10 seconds, so that forged tokens do not flood
-    Bipsync.
+    ``kid`` leads to a fetch, at most once in 10 seconds over all processes, so that forged tokens
+    do not flood Bipsync. ``from_provider`` says that the token came straight from the token
+    endpoint: that is nobody's forgery, and is fetched for once a second.
 
     Raises ``KeysUnavailable`` when the answer depends on keys that cannot be fetched.
     """
-    entry = _cached(tenant)
-    known = entry["keys"].get(kid) if entry is not None else None
-    if known and entry is not None and time.time() - entry["at"] < _FRESH:
+    keys = _known(tenant)
+    known = keys.named.get(kid) if keys is not None else None
+    if known and keys is not None and time.time() - keys.fetched < _FRESH:
         return _build(known)
-    if not (from_provider and not known) and not _may_fetch_again(tenant, entry):
+    if from_provider and not known:
+        return _wait_for(tenant, kid)
+    permit = _budget.ask(tenant, for_sign_in=False)
+    if not permit.granted:
         if known:
             return _build(known)
-        if entry is not None and _is_news(tenant, entry):
+        if keys is not None and keys.asked >= permit.at:
+            # They are what that permit was for, and the key is not among them.
             return None
         raise KeysUnavailable("Bipsync's signing keys could not be fetched a moment ago.")
     try:
-        keys = _fetch(tenant)
+        fetched = _renew(tenant, permit)
     except KeysUnavailable:
         if known:
             return _build(known)
         raise
-    _store(tenant, keys)
-    return _build(keys[kid]) if kid in keys else None
+    return _build(fetched.named[kid]) if kid in fetched.named else None
+
+
+def _wait_for(tenant: Tenant, kid: str) -> jwt.PyJWK | None:
+    """Fetch a key for a sign-in, or take it from who is fetching for another at this moment."""
+    give_up = time.monotonic() + _WAIT_FOR_OTHERS
+    while True:
+        permit = _budget.ask(tenant, for_sign_in=True)
+        if permit.granted or time.monotonic() > give_up:
+            named = _renew(tenant, permit).named
+            return _build(named[kid]) if kid in named else None
+        time.sleep(_POLL)
+        keys = _known(tenant)
+        if keys is not None and kid in keys.named:
+            return _build(keys.named[kid])
 
 
 def _build(jwk: dict[str, Any]) -> jwt.PyJWK:
@@ -118,9 +186,14 @@ def _is_signature_key(jwk: dict[Any, Any]) -> bool:
         jwk.get("kty") == "RSA"
         and jwk.get("use", "sig") == "sig"
         and jwk.get("alg", "RS256") == "RS256"
+        and _may_verify(jwk.get("key_ops", ["verify"]))
         and "d" not in jwk
         and all(isinstance(jwk.get(name), str) and jwk[name] for name in ("kid", "n", "e"))
     )
+
+
+def _may_verify(operations: object) -> bool:
+    return isinstance(operations, list) and "verify" in operations
 
 
 def _is_sound(jwk: dict[str, Any]) -> bool:
@@ -134,46 +207,56 @@ def _is_sound(jwk: dict[str, Any]) -> bool:
 # --- the cache; signed, because whoever can write it could otherwise sign in as anyone
 
 
+@dataclass(frozen=True)
+class _Keys:
+    """What was published: when (Unix time of the host), and by which permit of the budget."""
+
+    fetched: float
+    asked: float
+    named: Mapping[str, dict[str, Any]]
+
+
+# What this process has read last: the sealed entry itself, and the newest keys so far. Checking
+# and parsing is for what is new; and while the cache is away these are what is left.
+_parsed: dict[str, tuple[str | None, _Keys]] = {}
+
+
+def _renew(tenant: Tenant, permit: Permit) -> _Keys:
+    keys = _Keys(fetched=time.time(), asked=permit.at, named=_fetch(tenant))
+    sealed = signing.dumps(asdict(keys), salt=_salt(tenant), compress=True)
+    _despite_errors(lambda: cache.set(_name(tenant), sealed, _KEPT), None)
+    _parsed[_salt(tenant)] = (sealed, keys)
+    return keys
+
+
+def _known(tenant: Tenant) -> _Keys | None:
+    """Return the newest keys of the cache and of this process, if they are of today."""
+    place = _salt(tenant)
+    sealed = _despite_errors(lambda: cache.get(_name(tenant)), None)
+    seen, held = _parsed.get(place, (None, None))
+    if sealed is not None and sealed != seen:
+        read = _open(sealed, place)
+        # Somebody who can write the cache may have put an older entry back, with retired keys.
+        if read is not None and (held is None or read.asked >= held.asked):
+            _parsed[place] = (sealed, read)
+            held = read
+    return held if held is not None and time.time() - held.fetched < _KEPT else None
+
+
+def _open(sealed: object, salt: str) -> _Keys | None:
+    try:
+        return _Keys(**signing.loads(sealed, salt=salt, max_age=_KEPT))  # type: ignore[arg-type]
+    except (signing.BadSignature, TypeError, AttributeError):
+        # TypeError: what another version of this package has put there.
+        return None
+
+
 def _name(tenant: Tenant) -> str:
     return f"bipsync_django.keys.{tenant.slug}"
 
 
-def _cooldown_name(tenant: Tenant) -> str:
-    return f"bipsync_django.keys.cooldown.{tenant.slug}"
-
-
 def _salt(tenant: Tenant) -> str:
     return f"bipsync_django.keys:{tenant.slug}:{tenant.jwks_url}"
-
-
-def _store(tenant: Tenant, keys: dict[str, dict[str, Any]]) -> None:
-    entry = signing.dumps({"at": time.time(), "keys": keys}, salt=_salt(tenant), compress=True)
-    _despite_errors(lambda: cache.set(_name(tenant), entry, _KEPT), None)
-
-
-def _cached(tenant: Tenant) -> dict[str, Any] | None:
-    sealed = _despite_errors(lambda: cache.get(_name(tenant)), None)
-    try:
-        entry = signing.loads(sealed, salt=_salt(tenant), max_age=_KEPT) if sealed else None
-    except (signing.BadSignature, TypeError, AttributeError):
-        return None
-    return entry if isinstance(entry, dict) else None
-
-
-def _may_fetch_again(tenant: Tenant, entry: dict[str, Any] | None) -> bool:
-    """Take the cooldown, which remembers the keys that were not enough by their age."""
-    stale = 0.0 if entry is None else entry["at"]
-    return _despite_errors(lambda: cache.add(_cooldown_name(tenant), stale, _COOLDOWN), True)
-
-
-def _is_news(tenant: Tenant, entry: dict[str, Any]) -> bool:
-    """Whether ``entry`` was fetched since the cooldown began, so that it tells what is published.
-
-    As long as that fetch is under way, or when it has failed, an unknown key is undecided. The
-    times are only told apart: several hosts' clocks may disagree.
-    """
-    stale = _despite_errors(lambda: cache.get(_cooldown_name(tenant)), None)
-    return stale is not None and stale != entry["at"]
 
 
 def _despite_errors(ask_cache: Callable[[], T], otherwise: T) -> T:

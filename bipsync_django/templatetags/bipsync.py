@@ -11,14 +11,36 @@ register = template.Library()
 
 
 @register.inclusion_tag("bipsync_django/login_button.html", takes_context=True)
-def bipsync_login_button(context: template.Context, next_url: str | None = None) -> dict[str, Any]:
+def bipsync_login_button(
+    context: template.Context, next_url: str | None = None, tenant: str | None = None
+) -> dict[str, Any]:
     """Render the button "Sign in with Bipsync".
 
     Afterwards the person comes to ``next_url``, else to the page's own ``?next=``, else to
     ``LOGIN_REDIRECT_URL``. Whatever is given, only an address on this site is followed.
+    ``tenant`` is a slug; without it people choose where there are several.
     """
     request = context.get("request")
     if next_url is None and isinstance(request, HttpRequest):
         next_url = request.GET.get("next")
+    return {"url": _address("login", next_url, tenant)}
+
+
+@register.inclusion_tag("bipsync_django/connect_button.html", takes_context=True)
+def bipsync_connect_button(
+    context: template.Context, next_url: str | None = None, tenant: str | None = None
+) -> dict[str, Any]:
+    """Render the button "Connect my Bipsync account", for people who are signed in.
+
+    Afterwards the person comes to ``next_url``, else back to the page that the button is on.
+    ``tenant`` is a slug; without it people choose where there are several.
+    """
+    request = context.get("request")
+    if next_url is None and isinstance(request, HttpRequest):
+        next_url = request.get_full_path()
+    return {"url": _address("connect", next_url, tenant)}
+
+
+def _address(name: str, next_url: str | None, tenant: str | None) -> str:
     query = f"?{urlencode({'next': next_url})}" if next_url else ""
-    return {"url": reverse("bipsync:login") + query}
+    return reverse(f"bipsync:{name}", kwargs={} if tenant is None else {"tenant": tenant}) + query

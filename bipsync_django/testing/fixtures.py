@@ -12,44 +12,54 @@ and sign somebody in::
         assert client.get("/dashboard/").status_code == 200
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
 from django.test import Client
-from django.urls import reverse
 
-from . import SimulatedBipsync, SimulatedUser
+from .people import SimulatedUser
+from .simulator import SimulatedBipsync
+from .site import SimulatedSite
 
-# Settings that a simulated tenant cannot satisfy, whatever the site sets them to.
-_REAL_TENANT_ONLY = {"TENANTS", "AUDIENCE", "ISSUER", "REDIRECT_URI", "CA_BUNDLE"}
-_SCHEMES = ("https", "http")
-
-
-@pytest.fixture
-def bipsync(settings: Any) -> Iterator[SimulatedBipsync]:
-    """A running simulated Bipsync that the site's ``BIPSYNC`` setting points to."""
-    with SimulatedBipsync() as simulated:
-        configured = {
-            key: value
-            for key, value in getattr(settings, "BIPSYNC", {}).items()
-            if key not in _REAL_TENANT_ONLY
-        }
-        settings.BIPSYNC = {**configured, **simulated.settings}
-        callback = reverse("bipsync:callback")
-        simulated.redirect_uris |= {f"{scheme}://testserver{callback}" for scheme in _SCHEMES}
-        yield simulated
+_ORIGINS = ("https://testserver", "http://testserver")
 
 
 @pytest.fixture
-def bipsync_sign_in(bipsync: SimulatedBipsync) -> Callable[..., Any]:
+def bipsync_site(settings: Any, request: pytest.FixtureRequest) -> Iterator[SimulatedSite]:
+    """The site's ``BIPSYNC`` setting points to a simulated client for each of its tenants.
+
+    With pytest-django's ``live_server`` browsers may be sent back there as well.
+    """
+    with SimulatedSite(getattr(settings, "BIPSYNC", {})) as site:
+        settings.BIPSYNC = site.settings
+        site.allow(*_ORIGINS)
+        if "live_server" in request.fixturenames:
+            site.allow(request.getfixturevalue("live_server").url)
+        yield site
+
+
+@pytest.fixture
+def bipsync(bipsync_site: SimulatedSite) -> SimulatedBipsync:
+    """The running simulated client of the site's only tenant, or of its first."""
+    return bipsync_site.first
+
+
+@pytest.fixture
+def bipsync_tenants(bipsync_site: SimulatedSite) -> Mapping[str, SimulatedBipsync]:
+    """The running simulated clients of all tenants, by slug."""
+    return bipsync_site.tenants
+
+
+@pytest.fixture
+def bipsync_sign_in(bipsync_site: SimulatedSite) -> Callable[..., Any]:
     """A callable that signs somebody in to the site through the whole flow.
 
-    ``sign_in(client, *, user=None, next=None)`` starts at the site's sign-in view with Django's
-    test client, approves at the simulated Bipsync over real HTTP, and returns the site's response
-    to the callback. ``user`` is an id, an e-mail address or a ``SimulatedUser``, by default the
-    first of ``bipsync.users``; ``next`` is where to go after the sign-in.
+    ``sign_in(client, *, user=None, next=None, tenant=None)`` starts at the site's sign-in view
+    with Django's test client, approves at the simulated Bipsync over real HTTP, and returns the
+    site's response to the callback. ``user`` is an id, an e-mail address or a ``SimulatedUser``,
+    by default the first of ``bipsync.users``; ``next`` is where to go after the sign-in;
+    ``tenant`` is a slug, by default that of the first tenant.
     """
 
     def sign_in(
@@ -57,18 +67,28 @@ def bipsync_sign_in(bipsync: SimulatedBipsync) -> Callable[..., Any]:
         *,
         user: str | SimulatedUser | None = None,
         next: str | None = None,  # noqa: A002 - the name that Django's own views use
+        tenant: str | None = None,
     ) -> Any:
-        query = {} if next is None else {"next": next}
-        # Over https, as in production: "testserver" is no loopback address, so the site would
-        # not take a code over http there.
-        response = client.get(reverse("bipsync:login"), query, secure=True)
-        if response.status_code != 302:
-            raise AssertionError(f"The sign-in view answered {response.status_code}, not 302.")
-        callback = urlsplit(bipsync.approve(response["Location"], user=user))
-        response = client.get(f"{callback.path}?{callback.query}", secure=True)
-        if "Refresh" in response:
-            # With SESSION_COOKIE_SAMESITE = "Strict" a page asks the browser to come again.
-            response = client.get(response["Refresh"].partition("url=")[2], secure=True)
-        return response
+        return bipsync_site.sign_in(client, user=user, next_url=next, tenant=tenant)
 
     return sign_in
+
+
+@pytest.fixture
+def bipsync_connect(bipsync_site: SimulatedSite) -> Callable[..., Any]:
+    """A callable that connects a Bipsync account to the person who is signed in.
+
+    ``connect(client, *, user=None, next=None, tenant=None)``; arguments and answer are those of
+    ``bipsync_sign_in``.
+    """
+
+    def connect(
+        client: Client,
+        *,
+        user: str | SimulatedUser | None = None,
+        next: str | None = None,  # noqa: A002 - as above
+        tenant: str | None = None,
+    ) -> Any:
+        return bipsync_site.connect(client, user=user, next_url=next, tenant=tenant)
+
+    return connect

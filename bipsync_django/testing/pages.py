@@ -172,8 +172,24 @@ def message(title: str, text: str, status: int = 400) -> Response:
     return _page(title, f"<h1>{escape(title)}</h1><p>{escape(text)}</p>", status)
 
 
-def home(*, tenant: str, url: str, client_id: str, redirect_uris: Iterable[str]) -> Response:
+_CONNECTED = Template(
+    '<form method="post" action="/withdraw"><input type="hidden" name="user" value="$id">'
+    '<p>$name <button type="submit">Withdraw the permission</button></p></form>'
+)
+
+
+def home(
+    *,
+    tenant: str,
+    url: str,
+    client_id: str,
+    redirect_uris: Iterable[str],
+    connected: Iterable[SimulatedUser],
+) -> Response:
     """Return the page for somebody who opens the simulator's address in a browser."""
+    people = "".join(
+        _CONNECTED.substitute(id=escape(user.id), name=escape(user.name)) for user in connected
+    )
     callbacks = "".join(f"<dd><code>{escape(uri)}</code></dd>" for uri in sorted(redirect_uris))
     return _page(
         "Simulated Bipsync",
@@ -184,5 +200,6 @@ def home(*, tenant: str, url: str, client_id: str, redirect_uris: Iterable[str])
         f"<dl><dt>Tenant</dt><dd><code>{escape(tenant)}</code></dd>"
         f"<dt>Application</dt><dd><code>{escape(client_id)}</code></dd>"
         f"<dt>May return to</dt>{callbacks or '<dd>nowhere yet</dd>'}"
-        f"<dt>Signing keys</dt><dd><code>{escape(url)}/v1/oauth/jwks</code></dd></dl>",
+        f"<dt>Signing keys</dt><dd><code>{escape(url)}/v1/oauth/jwks</code></dd></dl>"
+        + (f"<h2>Who has given permission</h2>{people}" if people else ""),
     )

@@ -374,6 +374,11 @@ class Provider:
 
     def _refuse_authorization(self, error: errors.OAuth2Error) -> Response:
         code, detail = error.error or "", error.description
+        if isinstance(error, errors.MismatchingRedirectURIError):
+            self.announce(
+                f"refused to send the browser back to {error.redirect_uri}: it is not registered "
+                "here (--redirect-uri)"
+            )
         if isinstance(error, errors.InvalidScopeError) and error.redirect_uri:
             return wording.redirect_refusal(
                 self.dialect, code, detail, redirect_uri=error.redirect_uri, state=error.state

@@ -162,6 +162,7 @@ class SimulatedBipsync(Provider):
             "CLIENT": self.client,
             "CLIENT_ID": self.client_id,
             "CLIENT_SECRET": self.client_secret,
+            "WEB_URL": self.url,
             "AUTHORIZE_URL": self.authorize_url,
             "TOKEN_URL": self.token_url,
             "JWKS_URL": self.jwks_url,
@@ -285,12 +286,19 @@ class SimulatedBipsync(Provider):
 
     def _elsewhere(self, request: Request) -> Response:
         if request.path == "/" and request.method in ("GET", "HEAD"):
+            connected = self.store.users_with_grants()
             return pages.home(
                 tenant=self.client,
                 url=self.url,
                 client_id=self.client_id,
                 redirect_uris=self.redirect_uris,
+                connected=[user for user in self.users.values() if user.id in connected],
             )
+        if request.path == "/withdraw" and request.method == "POST":
+            user_id = dict(parse_qsl(request.body.decode("utf-8", "replace"))).get("user", "")
+            if user_id in self.users:
+                self.withdraw(user_id)
+            return Response(303, headers={"Location": "/"})
         return json_response({"error": "not_found"}, 404)
 
     def _answer(self, endpoint: str, request: Request) -> Response:

@@ -103,6 +103,11 @@ class GrantStore:
                 if code.user_id == user_id:
                     code.spent = True
 
+    def users_with_grants(self) -> set[str]:
+        """Return the ids of the users who have a pair that is not revoked."""
+        with self.lock:
+            return {pair.user_id for pair in self._by_jti.values() if not pair.revoked}
+
     def open_consent(self, query: str) -> str:
         """Remember an authorization request; return the id that its form must bring back."""
         request_id = secrets.token_urlsafe(24)

@@ -17,6 +17,7 @@ from ... import breaker, events, flow, lifecycle
 from ...conf import get_settings
 from ...lifecycle import Outcome
 from ...models import BipsyncToken
+from .. import progress
 
 _BATCH = 100
 
@@ -62,19 +63,11 @@ class Command(BaseCommand):
         with _stop_politely(pks), ThreadPoolExecutor(threads) as pool:
             workers = [pool.submit(_refresh_all, pks, outcomes) for _ in range(threads)]
             while wait(workers, timeout=0.2).not_done:
-                self._show(len(outcomes), due)
-            self._show(len(outcomes), due)
+                progress.show(self.stdout, len(outcomes), due)
+            progress.show(self.stdout, len(outcomes), due)
             for worker in workers:
                 worker.result()
         return Counter(outcomes)
-
-    def _show(self, done: int, due: int) -> None:
-        if self.stdout.isatty():
-            width = 30
-            filled = min(width * done // max(due, done, 1), width)
-            bar = "#" * filled + "." * (width - filled)
-            self.stdout.write(f"\r[{bar}] {done}/{max(due, done)}", ending="")
-            self.stdout.flush()
 
     def _report(self, outcomes: Counter[Outcome]) -> None:
         if self.stdout.isatty() and outcomes:

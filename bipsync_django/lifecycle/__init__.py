@@ -1,0 +1,34 @@
+"""The life of a grant: sign-in, refresh, disconnect. The only writer of token rows.
+
+A refresh token is good once, so two rules carry the rest. Before a refresh token is sent, a
+committed lease says that it is being sent, and by whom. After the answer, the new pair is stored
+guarded by the generation that was sent and never by the lease: an owner whose lease ran out while
+Bipsync was slow still holds the only live pair.
+
+``use`` and ``background`` are the two who want a refresh, ``protocol`` carries one out,
+``validation`` looks at what came, ``changes`` is what people do, ``encryption`` changes keys, and
+all of them work on ``rows``.
+"""
+
+from .background import TAKEN_FOR, Outcome, refresh_if_due, take_due
+from .changes import disconnect, end_sessions, link, sign_in, unlink
+from .encryption import is_on_old_key, reencrypt
+from .use import access_token, grant_of, refresh, replace_refused
+
+__all__ = [
+    "TAKEN_FOR",
+    "Outcome",
+    "access_token",
+    "disconnect",
+    "end_sessions",
+    "grant_of",
+    "is_on_old_key",
+    "link",
+    "reencrypt",
+    "refresh",
+    "refresh_if_due",
+    "replace_refused",
+    "sign_in",
+    "take_due",
+    "unlink",
+]

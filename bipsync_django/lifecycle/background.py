@@ -1,0 +1,105 @@
+"""Refreshing ahead of time: which rows, and what became of them."""
+
+import enum
+from datetime import datetime, timedelta
+
+from django.db import transaction
+from django.utils import timezone
+
+from .. import breaker, durable, policy
+from ..conf import get_settings
+from ..durable import database
+from ..exceptions import BipsyncError, RefreshUnavailable, SignInRequired
+from ..models import BipsyncToken
+from .protocol import obtain
+from .rows import find, may_be_used, tokens
+
+__all__ = ["Outcome", "refresh_if_due", "take_due"]
+
+TAKEN_FOR = timedelta(minutes=10)
+# Rows of inactive people come up again at long intervals, or they would be looked at every time.
+_IDLE_FOR = timedelta(days=1)
+
+Status = BipsyncToken.Status
+
+
+class Outcome(enum.Enum):
+    """What became of a refresh in the background."""
+
+    REFRESHED = "refreshed"
+    NOT_DUE = "not due"
+    HELD_BACK = "held back"
+    FAILED = "failed"
+    NEEDS_SIGN_IN = "needs sign-in"
+
+
+def refresh_if_due(pk: int) -> Outcome:
+    """Refresh the row ``pk`` in the background, without waiting for anyone else who does.
+
+    What went wrong is on the row, not raised.
+    """
+    before = find(pk)
+    if before is None or before.status != Status.ACTIVE or not may_be_used(before):
+        return Outcome.NOT_DUE
+    if not policy.is_due_in_background(before):
+        _schedule(before)
+        return Outcome.NOT_DUE
+    try:
+        after = obtain(before, before.generation, policy.is_due_in_background, wait=False)
+    except SignInRequired:
+        return Outcome.NEEDS_SIGN_IN
+    except RefreshUnavailable as error:
+        if error.until is not None:
+            _put_back(before, error.until)
+        return Outcome.HELD_BACK if error.until or error.code == "busy" else Outcome.FAILED
+    except BipsyncError:
+        return Outcome.FAILED
+    return Outcome.NOT_DUE if after.generation == before.generation else Outcome.REFRESHED
+
+
+def take_due(limit: int) -> list[int]:
+    """Return the ids of up to ``limit`` rows that are due, and not again for ten minutes.
+
+    An empty list means that nothing is due, or that nothing may be refreshed. Taking a row only
+    moves ``next_refresh_at``: a lost message costs ten minutes, never a grant.
+    """
+    while get_settings().refresh_enabled:
+        pks = _set_aside(limit)
+        usable = list(tokens().active().filter(pk__in=pks).values_list("pk", flat=True))
+        if len(usable) < len(pks):
+            idle = tokens().filter(pk__in=set(pks) - set(usable), status=Status.ACTIVE)
+            idle.update(next_refresh_at=timezone.now() + _IDLE_FOR)
+        if usable or not pks:
+            return usable
+    return []
+
+
+def _set_aside(limit: int) -> list[int]:
+    """Return the ids of rows that are due; of two callers at once each row goes to one."""
+    now = timezone.now()
+    due = tokens().filter(status=Status.ACTIVE, next_refresh_at__lte=now)
+    due = due.exclude(tenant__in=breaker.tenants_held_back()).order_by("next_refresh_at")
+    with transaction.atomic(using=database()):
+        pks = list(durable.skip_locked(due).values_list("pk", flat=True)[:limit])
+        tokens().filter(pk__in=pks, next_refresh_at__lte=now).update(
+            next_refresh_at=now + TAKEN_FOR
+        )
+    return pks
+
+
+def _schedule(row: BipsyncToken) -> None:
+    """Let a row that was taken too early, by another policy than today's, come up when it is due.
+
+    A row that is not due because it was refreshed meanwhile is known by its generation.
+    """
+    if row.obtained_at is not None and row.access_expires_at is not None:
+        at = policy.next_refresh(row.obtained_at, row.access_expires_at - row.obtained_at)
+        tokens().filter(pk=row.pk, generation=row.generation).update(next_refresh_at=at)
+
+
+def _put_back(row: BipsyncToken, until: datetime) -> None:
+    """Let a row that was taken come up again when another try makes sense."""
+    at = until + policy.spread(timedelta(minutes=1))
+    tokens().filter(pk=row.pk, generation=row.generation, next_refresh_at__gt=at).update(
+        next_refresh_at=at
+    )

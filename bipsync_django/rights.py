@@ -1,0 +1,204 @@
+"""Groups and flags by what Bipsync's claims say, and by nothing else.
+
+Claims own the groups that ``GROUPS`` maps: who has the claim is in exactly those that it names.
+Flags they share with administrators, so each flag that claims gave is noted (``GivenFlag``), and
+only that is ever taken back. Scopes give no rights: they say what this site asked for.
+"""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from django.contrib.auth import get_user_model
+from django.contrib.auth.models import AbstractBaseUser
+from django.core.exceptions import FieldDoesNotExist
+from django.db import transaction
+
+from .claim_paths import ABSENT, find
+from .conf import ClaimRule, Tenant
+from .durable import database
+from .events import record
+from .models import BipsyncToken, GivenFlag, TokenEvent
+from .oauth.claims import Claims
+
+__all__ = ["apply", "has_field", "take_back"]
+
+logger = logging.getLogger(__name__)
+
+Event = TokenEvent.Name
+_SCOPES = {"scope", "scopes"}
+
+
+def apply(token: BipsyncToken, user: AbstractBaseUser, tenant: Tenant, claims: Claims) -> None:
+    """Give ``user`` what ``claims`` say now, and take back what they gave and no longer say.
+
+    ``token`` is the row that each change is recorded at. Whoever calls it sees to it that
+    ``claims`` are validated and that they are this user's.
+    """
+    said = {name: value for name, value in claims.claims.items() if name not in _SCOPES}
+    _apply_groups(token, user, tenant, said)
+    _apply_flag(token, user, tenant, GivenFlag.Name.STAFF, tenant.staff, said)
+    _apply_flag(token, user, tenant, GivenFlag.Name.SUPERUSER, tenant.superuser, said)
+
+
+def take_back(token: BipsyncToken, user: AbstractBaseUser) -> None:
+    """Take the flags back that the claims of this account gave: it is no longer the user's."""
+    given = GivenFlag.objects.using(database()).filter(user_id=user.pk, tenant=token.tenant)
+    for name in given.values_list("name", flat=True):
+        _take(token, user, token.tenant, name, "the account is no longer theirs")
+
+
+def has_field(name: str) -> bool:
+    """Return whether the site's user model has the flag or the relation called ``name``."""
+    try:
+        get_user_model()._meta.get_field(name)
+    except FieldDoesNotExist:
+        return False
+    return True
+
+
+# --- groups
+
+
+def _apply_groups(
+    token: BipsyncToken, user: AbstractBaseUser, tenant: Tenant, said: Mapping[str, Any]
+) -> None:
+    wanted, owned, unknown = _groups_by(tenant, said)
+    if not owned or not has_field("groups"):
+        return
+    groups: Any = user.groups  # type: ignore[attr-defined]
+    has = {group.name: group for group in groups.using(database()).filter(name__in=owned)}
+    # A group that another claim may stand for as well is not taken while that one is absent.
+    leaving = set(has) - set(wanted) - unknown
+    joining = set(wanted) - set(has)
+    if not leaving and not joining:
+        return
+    existing = groups.model._default_manager.using(database()).filter(name__in=joining)
+    found = {group.name: group for group in existing}
+    for name in sorted(joining - set(found)):
+        logger.error("GROUPS of %s names the group %r, which does not exist.", tenant.slug, name)
+    with transaction.atomic(using=database()):
+        for name in sorted(found):
+            groups.add(found[name])
+            record(token, Event.RIGHT_GIVEN, "group", detail=f"{name} (claim {wanted[name]})")
+        for name in sorted(leaving):
+            groups.remove(has[name])
+            record(token, Event.RIGHT_TAKEN, "group", detail=f"{name} (claim {owned[name]})")
+
+
+def _groups_by(
+    tenant: Tenant, said: Mapping[str, Any]
+) -> tuple[dict[str, str], dict[str, str], set[str]]:
+    """Return the groups to be in, those to be in or out of, and those that nothing is said about.
+
+    The first two say by which claim.
+    """
+    wanted: dict[str, str] = {}
+    owned: dict[str, str] = {}
+    unknown: set[str] = set()
+    for claim, mapping in tenant.groups.items():
+        names = {name for names in mapping.values() for name in names}
+        values = _texts(claim, find(said, claim))
+        if values is None:
+            unknown |= names
+            continue
+        owned.update(dict.fromkeys(names, claim))
+        wanted.update({name: claim for value in values for name in mapping.get(value, ())})
+    return wanted, owned, unknown
+
+
+def _texts(claim: str, value: object) -> list[str] | None:
+    """Return the values of a claim, or ``None`` where it says nothing."""
+    if value is ABSENT or value is None:
+        return None
+    if isinstance(value, str):
+        return [value] if value else []
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return value
+    logger.error("The claim %r holds no names of groups; groups stay as they are.", claim)
+    return None
+
+
+# --- flags
+
+
+def _apply_flag(
+    token: BipsyncToken,
+    user: AbstractBaseUser,
+    tenant: Tenant,
+    name: str,
+    rule: ClaimRule | None,
+    said: Mapping[str, Any],
+) -> None:
+    if not has_field(name):
+        return
+    if rule is None and not getattr(user, name):
+        return
+    holds = _holds(rule, said)
+    if holds is None:
+        return
+    given = GivenFlag.objects.using(database()).filter(user_id=user.pk, name=name)
+    by = set(given.values_list("tenant", flat=True))
+    if holds:
+        # Given already, or an administrator's own affair.
+        if not getattr(user, name) or (by and tenant.slug not in by):
+            _give(token, user, tenant, name, rule, by)
+    elif tenant.slug in by:
+        _take(token, user, tenant.slug, name, "the rule no longer holds")
+
+
+def _give(
+    token: BipsyncToken,
+    user: AbstractBaseUser,
+    tenant: Tenant,
+    name: str,
+    rule: ClaimRule | None,
+    by: set[str],
+) -> None:
+    given = GivenFlag(user_id=user.pk, tenant=tenant.slug, name=name)
+    with transaction.atomic(using=database()):
+        is_ours = _set(user, name, to=True)
+        # What an administrator has ticked since the user was read is theirs.
+        if is_ours or by:
+            GivenFlag.objects.using(database()).bulk_create([given], ignore_conflicts=True)
+        if is_ours:
+            claims = "a callable" if callable(rule) else f"claim {', '.join(rule or ())}"
+            record(token, Event.RIGHT_GIVEN, name, detail=claims)
+    setattr(user, name, True)
+
+
+def _take(token: BipsyncToken, user: AbstractBaseUser, tenant: str, name: str, why: str) -> None:
+    given = GivenFlag.objects.using(database()).filter(user_id=user.pk, name=name)
+    with transaction.atomic(using=database()):
+        given.filter(tenant=tenant).delete()
+        if given.exists():
+            # Another tenant's claims stand for it.
+            return
+        if _set(user, name, to=False):
+            record(token, Event.RIGHT_TAKEN, name, detail=why)
+    setattr(user, name, False)
+
+
+def _set(user: AbstractBaseUser, name: str, *, to: bool) -> bool:
+    """Change the flag in the database, and return whether it was not so already."""
+    rows = type(user)._base_manager.using(database()).filter(pk=user.pk, **{name: not to})
+    return bool(rows.update(**{name: to}))
+
+
+def _holds(rule: ClaimRule | None, said: Mapping[str, Any]) -> bool | None:
+    """Whether the rule is satisfied; ``None`` when that cannot be told and nothing is to change."""
+    if rule is None:
+        return False
+    if callable(rule):
+        try:
+            return bool(rule(said))
+        except Exception:
+            logger.exception("A callable in STAFF or SUPERUSER failed; the flag is left alone.")
+            return None
+    return any(_is_among(find(said, claim), values) for claim, values in rule.items())
+
+
+def _is_among(value: object, values: tuple[object, ...]) -> bool:
+    found = value if isinstance(value, list) else [value]
+    # True == 1, and neither is the other here.
+    return any(type(one) is type(other) and one == other for one in found for other in values)

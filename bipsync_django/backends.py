@@ -1,17 +1,22 @@
 """The authentication backend."""
 
+import logging
+from collections.abc import Mapping
 from typing import Any
 
 from asgiref.sync import sync_to_async
 from django.conf import settings
+from django.contrib.auth import get_user_model
 from django.contrib.auth.backends import ModelBackend
+from django.contrib.auth.models import AbstractBaseUser
+from django.contrib.auth.signals import user_logged_in
 from django.core.exceptions import PermissionDenied
 from django.db import transaction
 from django.dispatch import receiver
 from django.http import HttpRequest
 from django.utils.module_loading import import_string
 
-from .conf import get_tenant
+from .conf import break_glass_users, get_tenant, is_sso_only
 from .durable import database
 from .exceptions import SignInRefused
 from .models import BipsyncToken
@@ -19,13 +24,23 @@ from .oauth.claims import Claims
 from .signals import token_refreshed
 from .users import SignIn, UserPolicy
 
-__all__ = ["BipsyncBackend", "SignIn", "apply_refreshed_claims", "site_backend"]
+__all__ = [
+    "BipsyncBackend",
+    "SignIn",
+    "apply_refreshed_claims",
+    "report_break_glass",
+    "site_backend",
+]
+
+logger = logging.getLogger(__name__)
 
 
 class BipsyncBackend(UserPolicy, ModelBackend):
     """Signs in people whom Bipsync vouches for; permissions work as in ``ModelBackend``.
 
-    Passwords are not looked at: keep ``ModelBackend`` in ``AUTHENTICATION_BACKENDS`` for those.
+    Passwords are not looked at: keep ``ModelBackend`` in ``AUTHENTICATION_BACKENDS`` for those,
+    behind this one, which with ``SSO_ONLY`` lets only ``BREAK_GLASS_USERS`` get to it.
+
     Subclass it to override ``is_allowed``, ``find_user``, ``create_user``, ``update_user`` or
     Django's own ``get_user``.
     """
@@ -39,8 +54,13 @@ class BipsyncBackend(UserPolicy, ModelBackend):
         bipsync: SignIn | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Return the user of a ``SignIn``, or ``None`` without one. Raises ``SignInRefused``."""
+        """Return the user of a ``SignIn``, or ``None`` without one.
+
+        Raises ``SignInRefused``; and ``PermissionDenied``, at which Django asks no other backend,
+        for a password that ``SSO_ONLY`` does not let through.
+        """
         if bipsync is None:
+            _expect_no_password(username, password, kwargs)
             return None
         try:
             return self.resolve(bipsync)
@@ -60,13 +80,35 @@ class BipsyncBackend(UserPolicy, ModelBackend):
         return await sync_to_async(self.authenticate)(request, username, password, **kwargs)
 
 
+def _expect_no_password(
+    username: str | None, password: str | None, credentials: Mapping[str, Any]
+) -> None:
+    """Raise ``PermissionDenied`` for a password that ``SSO_ONLY`` does not let through."""
+    if password is None or not is_sso_only():
+        return
+    # As ModelBackend takes it.
+    name = username or credentials.get(get_user_model().USERNAME_FIELD)
+    if name not in break_glass_users():
+        raise PermissionDenied("SSO_ONLY is set: people sign in with Bipsync.")
+
+
+@receiver(user_logged_in)
+def report_break_glass(*, user: AbstractBaseUser, **kwargs: object) -> None:
+    """Log as an error that an account for emergencies is used, so that somebody asks why."""
+    is_by_bipsync = _is_ours(getattr(user, "backend", ""))
+    if is_sso_only() and not is_by_bipsync and user.get_username() in break_glass_users():
+        logger.error("The break-glass user with primary key %s signed in.", user.pk)
+
+
 def site_backend() -> type[BipsyncBackend] | None:
     """Return the site's own ``BipsyncBackend``, the first in ``AUTHENTICATION_BACKENDS``."""
-    for path in settings.AUTHENTICATION_BACKENDS:
-        backend = import_string(path)
-        if isinstance(backend, type) and issubclass(backend, BipsyncBackend):
-            return backend
-    return None
+    ours = filter(_is_ours, settings.AUTHENTICATION_BACKENDS)
+    return next(map(import_string, ours), None)
+
+
+def _is_ours(path: str) -> bool:
+    backend = import_string(path) if path else None
+    return isinstance(backend, type) and issubclass(backend, BipsyncBackend)
 
 
 @receiver(token_refreshed)

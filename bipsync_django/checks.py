@@ -140,7 +140,9 @@ def check_callbacks(app_configs: Sequence[Any] | None, **kwargs: Any) -> list[Ch
 
 @register
 def check_site(app_configs: Sequence[Any] | None, **kwargs: Any) -> list[CheckMessage]:
-    """E004: no Bipsync backend, or one that is not there; W001: the URLs are not included."""
+    """E004: no Bipsync backend, or one that is not there; E007: passwords go past ``SSO_ONLY``;
+    W001: the URLs are not included.
+    """
     messages: list[CheckMessage] = []
     found = False
     for path in settings.AUTHENTICATION_BACKENDS:
@@ -174,7 +176,20 @@ def check_site(app_configs: Sequence[Any] | None, **kwargs: Any) -> list[CheckMe
                 id="bipsync_django.W001",
             )
         )
+    if conf.is_sso_only() and found and not messages and not _is_first():
+        messages.append(
+            Error(
+                "SSO_ONLY is set, and a backend before BipsyncBackend may take passwords.",
+                hint="Name BipsyncBackend first in AUTHENTICATION_BACKENDS: it refuses them.",
+                id="bipsync_django.E007",
+            )
+        )
     return messages
+
+
+def _is_first() -> bool:
+    first = import_string(settings.AUTHENTICATION_BACKENDS[0])
+    return isinstance(first, type) and issubclass(first, BipsyncBackend)
 
 
 _OURS = "bipsync_django.middleware.BipsyncSessionMiddleware"

@@ -30,10 +30,12 @@ __all__ = [
     "Settings",
     "Tenant",
     "UserResolver",
+    "break_glass_users",
     "get_settings",
     "get_tenant",
     "is_loopback",
     "is_secure_url",
+    "is_sso_only",
     "problems",
 ]
 
@@ -117,7 +119,6 @@ class Settings:
     tenants: Mapping[str, Tenant]
     user_resolver: UserResolver | None
     match_users_by: MatchUsersBy | None
-    break_glass_users: frozenset[str]
     refresh_enabled: bool
     refresh_ahead: float | None
     keep_alive: float | None
@@ -156,6 +157,22 @@ def get_tenant(slug: str | None = None) -> Tenant:
     if slug is None:
         raise ConfigurationError(f"BIPSYNC has several tenants ({names}): name one of them.")
     raise ConfigurationError(f"BIPSYNC has no tenant {slug!r}; it has: {names}. Name one of them.")
+
+
+def is_sso_only() -> bool:
+    """Return whether ``SSO_ONLY`` is set. Needs no other key to be right: it holds all the same."""
+    return _raw().get("SSO_ONLY", False) is not False
+
+
+def break_glass_users() -> frozenset[str]:
+    """Return the usernames of the accounts for emergencies, whatever is wrong with other keys."""
+    names = _raw().get("BREAK_GLASS_USERS", ())
+    return frozenset(names) if _KEYS["BREAK_GLASS_USERS"].is_valid(names) else frozenset()
+
+
+def _raw() -> Mapping[str, Any]:
+    raw = getattr(django_settings, "BIPSYNC", None)
+    return raw if isinstance(raw, dict) else {}
 
 
 def problems() -> list[Problem]:
@@ -437,6 +454,7 @@ _KEYS: Mapping[str, _Key] = {
         'None, or {"TENANT": "acme", "VERIFIED_CLAIM": "email_verified"}, or {"TENANT": "acme", '
         '"TRUST_UNVERIFIED": True}; "CLAIM" may name another claim than "email"',
     ),
+    "SSO_ONLY": _Key(_is_bool, "True or False"),
     "BREAK_GLASS_USERS": _Key(
         _is_list_of(_is_text), 'a list of usernames, for example ["emergency"]'
     ),
@@ -563,7 +581,6 @@ def _load() -> Settings:
         tenants=_tenants(raw),
         user_resolver=raw.get("USER_RESOLVER"),
         match_users_by=_match(raw.get("MATCH_USERS_BY")),
-        break_glass_users=frozenset(raw.get("BREAK_GLASS_USERS", ())),
         refresh_enabled=raw.get("REFRESH_ENABLED", True),
         refresh_ahead=_seconds(raw.get("REFRESH_AHEAD", 600)),
         keep_alive=_seconds(raw.get("KEEP_ALIVE", 7 * _DAY)),

@@ -24,6 +24,7 @@ from .exceptions import (
     MissingScope,
     RefreshInsideTransaction,
     RefreshUnavailable,
+    SignInRefused,
     SignInRequired,
 )
 from .failures import login_url, refuse, refuse_program, wants_page
@@ -177,6 +178,8 @@ class _Gate:
             )
         except ConfigurationError as error:
             return self._refuse(request, "misconfigured", error)
+        except SignInRefused as error:
+            return self._refuse(request, error.reason, error)
         add_never_cache_headers(response)
         return response
 

@@ -20,6 +20,7 @@ from .conf import Tenant
 __all__ = [
     "check_cache",
     "check_celery",
+    "check_emergencies",
     "check_encryption_key",
     "check_newcomers",
     "check_scopes",
@@ -144,6 +145,21 @@ def check_newcomers(app_configs: Sequence[Any] | None, **kwargs: Any) -> list[Ch
         )
         for tenant in _tenants()
         if tenant.create_users and tenant.allowed_email_domains is None
+    ]
+
+
+@register(deploy=True)
+def check_emergencies(app_configs: Sequence[Any] | None, **kwargs: Any) -> list[CheckMessage]:
+    """W018: nobody comes in when Bipsync is not there."""
+    if not conf.is_sso_only() or conf.break_glass_users():
+        return []
+    return [
+        checks.Warning(
+            "SSO_ONLY is set and BREAK_GLASS_USERS is empty: while Bipsync is away, nobody can "
+            "sign in.",
+            hint=f"Name one account whose password is kept in a safe. {_SEE}",
+            id="bipsync_django.W018",
+        )
     ]
 
 

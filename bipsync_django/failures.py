@@ -78,6 +78,11 @@ FAILURES: Mapping[str, Failure] = {
         _("Bipsync did not confirm the sign-in"),
         _("This can happen when a page is reloaded half-way through."),
     ),
+    "too_many": Failure(
+        429,
+        _("There are too many sign-ins at this moment"),
+        _("Please wait a minute, then try again."),
+    ),
     "unavailable": Failure(
         503,
         _("Bipsync cannot be reached"),
@@ -275,7 +280,7 @@ def refuse(
         detail = f"{failure.title}. {failure.text}"
         content = {"error": reason, "detail": detail, "reference": reference}
         response = JsonResponse(content, status=failure.status)
-    if failure.status == 503:
+    if failure.status in {429, 503}:
         response.headers["Retry-After"] = "60"
     add_never_cache_headers(response)
     return response

@@ -29,7 +29,7 @@ from django.urls import reverse
 from django.utils import timezone
 from django.utils.http import url_has_allowed_host_and_scheme
 
-from . import breaker
+from . import breaker, limits
 from .conf import Tenant, get_settings
 from .exceptions import ConfigurationError, SignInRefused
 from .models import SpentState
@@ -99,11 +99,13 @@ def begin(
     scopes: Iterable[str] | None = None,
     user: str = "",
 ) -> HttpResponseRedirect:
-    """Return the redirect to Bipsync that starts a trip. Raises ``ConfigurationError``.
+    """Return the redirect to Bipsync that starts a trip.
 
     ``purpose`` is ``SIGN_IN``, ``STEP_UP`` or ``CONNECT``. ``next_url`` is where to go afterwards;
     an unsafe one is dropped. ``scopes`` are those to ask for, by default the tenant's. ``user``
     is the primary key, as text, of the only person whom this trip may be for.
+
+    Raises ``ConfigurationError``, and ``SignInRefused`` when this browser begins too many.
     """
     with suppress(Error):  # the callback asks again
         breaker.claim_deployment(tenant.slug)
@@ -128,6 +130,7 @@ def begin(
         )
     )
     cookie = _sealer().encrypt(json.dumps(asdict(trip)).encode()).decode("ascii")
+    limits.count_start(request, response, secure=_is_https(request))
     _make_room(request, response, len(cookie))
     response.set_cookie(
         _cookie_name(request, trip.state),

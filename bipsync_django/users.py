@@ -15,7 +15,7 @@ from django.db import DataError, IntegrityError, models, router, transaction
 from django.utils.module_loading import import_string
 
 from . import claim_paths, rights
-from .conf import ClaimSource, Tenant, get_settings
+from .conf import ClaimSource, Tenant, break_glass_users, get_settings
 from .durable import database
 from .exceptions import SignInRefused
 from .models import BipsyncToken, BipsyncTokenQuerySet
@@ -190,7 +190,7 @@ class UserPolicy:
 
         ``BREAK_GLASS_USERS`` stay as they are.
         """
-        if user.get_username() in get_settings().break_glass_users:
+        if user.get_username() in break_glass_users():
             return
         self.update_user(user, tenant, claims)
         rights.apply(token, user, tenant, claims)
@@ -237,7 +237,7 @@ class UserPolicy:
             candidates = [field.get_default()] if field is not None and field.has_default() else []
         lookup = f"{name}__iexact" if isinstance(field, models.CharField) else name
         users = model._default_manager
-        reserved = {name.casefold() for name in get_settings().break_glass_users}
+        reserved = {name.casefold() for name in break_glass_users()}
         for candidate in candidates:
             if str(candidate).casefold() in reserved:
                 continue
@@ -348,7 +348,7 @@ def _may_be_matched(user: Any) -> bool:
     """Whether nothing is lost if the address was somebody else's: no rights, no other account."""
     if getattr(user, "is_staff", False) or getattr(user, "is_superuser", False):
         return False
-    if user.get_username() in get_settings().break_glass_users:
+    if user.get_username() in break_glass_users():
         return False
     if any(
         rights.has_field(name) and getattr(user, name).exists()

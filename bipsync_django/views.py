@@ -19,7 +19,7 @@ from django.views.decorators.csrf import csrf_protect
 from django.views.decorators.debug import sensitive_variables
 from django.views.generic import View
 
-from . import flow, lifecycle
+from . import flow, lifecycle, limits
 from .conf import Tenant, get_settings, get_tenant
 from .decorators import note_return
 from .durable import database
@@ -30,6 +30,7 @@ from .exceptions import (
     ProviderMisconfigured,
     RetryLater,
     SignInRefused,
+    TokenEndpointError,
     TokenRefused,
 )
 from .failures import login_url, refuse, refuse_program, wants_page
@@ -232,9 +233,8 @@ class CallbackView(_SignInView):
     def _redeem(self, trip: flow.Trip, code: str) -> tuple[Claims, TokenPair, Tenant]:
         try:
             tenant = get_tenant(trip.tenant)
-            pair = exchange_code(
-                tenant, code=code, verifier=trip.verifier, redirect_uri=trip.redirect_uri
-            )
+            limits.expect_room(tenant)
+            pair = self._exchange(trip, tenant, code)
             claims = validate_access_token(pair.access_token, tenant, from_provider=True)
         except GrantDead as error:
             raise SignInRefused("code_refused", str(error)) from error
@@ -245,6 +245,16 @@ class CallbackView(_SignInView):
         except TokenRefused as error:
             raise SignInRefused("token_refused", str(error)) from error
         return claims, pair, tenant
+
+    @sensitive_variables()
+    def _exchange(self, trip: flow.Trip, tenant: Tenant, code: str) -> TokenPair:
+        try:
+            return exchange_code(
+                tenant, code=code, verifier=trip.verifier, redirect_uri=trip.redirect_uri
+            )
+        except TokenEndpointError:
+            limits.count_unconfirmed(tenant)
+            raise
 
     @sensitive_variables()
     def _sign_in(

@@ -116,3 +116,60 @@ def test_a_sign_in_shows_no_claims_when_printed(bipsync: SimulatedBipsync) -> No
     printed = repr(SignIn(get_tenant(), claims, BipsyncToken()))
     assert "ada@acme.example" not in printed
     assert "portal-secret" not in printed
+
+
+# --- SSO_ONLY
+
+
+@pytest.fixture
+def sso_only(settings: Any) -> None:
+    settings.BIPSYNC = {
+        **settings.BIPSYNC,
+        "SSO_ONLY": True,
+        "BREAK_GLASS_USERS": ["emergency"],
+    }
+
+
+@pytest.mark.usefixtures("sso_only")
+def test_with_sso_only_a_password_is_refused_whoever_asks() -> None:
+    User.objects.create_superuser("ada", password="secret")
+    assert authenticate(username="ada", password="secret") is None
+    assert async_to_sync(aauthenticate)(username="ada", password="secret") is None
+    form = Browser().post(
+        "/admin/login/", {"username": "ada", "password": "secret", "next": "/admin/"}, secure=True
+    )
+    assert form.status_code == 200
+    assert not Browser().login(username="ada", password="secret")
+
+
+@pytest.mark.usefixtures("sso_only")
+def test_with_sso_only_the_account_for_emergencies_gets_in_and_that_is_an_error_in_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    user = User.objects.create_superuser("emergency", password="secret")
+    assert authenticate(username="emergency", password="wrong") is None
+    assert not caplog.records
+    browser = Browser()
+    browser.post("/admin/login/", {"username": "emergency", "password": "secret"}, secure=True)
+    assert browser.user_id() == str(user.pk)
+    (record,) = [one for one in caplog.records if one.name == "bipsync_django.backends"]
+    assert (record.levelname, record.args) == ("ERROR", (user.pk,))
+
+
+@pytest.mark.usefixtures("sso_only")
+def test_with_sso_only_bipsync_signs_people_in(
+    bipsync: SimulatedBipsync, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert signed_in(bipsync).user_id()
+    assert not caplog.records
+
+
+@pytest.mark.usefixtures("sso_only")
+def test_sso_only_holds_whatever_else_is_wrong_with_the_settings(settings: Any) -> None:
+    User.objects.create_user("ada", password="secret")
+    User.objects.create_user("emergency", password="secret")
+    settings.BIPSYNC = {**settings.BIPSYNC, "LEEWAY": "x", "BREAK_GLASS_USERS": ["emergency"]}
+    assert authenticate(username="ada", password="secret") is None
+    assert authenticate(username="emergency", password="secret") is not None
+    settings.BIPSYNC = {**settings.BIPSYNC, "BREAK_GLASS_USERS": "emergency"}
+    assert authenticate(username="emergency", password="secret") is None

@@ -112,6 +112,14 @@ def test_e004_a_backend_that_cannot_be_imported_is_named(settings: Any) -> None:
     assert "bipsync_django.backend.BipsyncBackend" in message.msg
 
 
+def test_e007_passwords_must_not_go_past_sso_only(settings: Any) -> None:
+    settings.AUTHENTICATION_BACKENDS = [MODEL_BACKEND, f"{__name__}.OwnBackend"]
+    change(settings, SSO_ONLY=True)
+    assert only().id == "bipsync_django.E007"
+    settings.AUTHENTICATION_BACKENDS = [f"{__name__}.OwnBackend", MODEL_BACKEND]
+    assert found() == []
+
+
 def test_w001_the_urls_have_to_be_included(settings: Any) -> None:
     settings.LOGIN_URL = "https://sso.example/login"
     settings.ROOT_URLCONF = __name__

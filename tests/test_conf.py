@@ -60,7 +60,8 @@ def test_everything_follows_from_the_client(settings: Any) -> None:
     assert dict(found.tenants) == {"acme": tenant}
     assert (found.refresh_enabled, found.refresh_ahead) == (True, 600)
     assert (found.user_resolver, found.match_users_by) == (None, None)
-    assert found.break_glass_users == frozenset()
+    assert conf.break_glass_users() == frozenset()
+    assert not conf.is_sso_only()
 
 
 def test_every_key_changes_its_setting(settings: Any, tmp_path: Path) -> None:
@@ -91,6 +92,7 @@ def test_every_key_changes_its_setting(settings: Any, tmp_path: Path) -> None:
         SUPERUSER=len,
         USER_RESOLVER="portal.people.find",
         MATCH_USERS_BY={"TENANT": "acme", "VERIFIED_CLAIM": "email_verified"},
+        SSO_ONLY=True,
         BREAK_GLASS_USERS=["emergency"],
         REFRESH_ENABLED=False,
         REFRESH_AHEAD=60,
@@ -121,7 +123,8 @@ def test_every_key_changes_its_setting(settings: Any, tmp_path: Path) -> None:
     assert tenant.superuser is len
     assert found.user_resolver == "portal.people.find"
     assert found.match_users_by == conf.MatchUsersBy("acme", "email", "email_verified")
-    assert found.break_glass_users == {"emergency"}
+    assert conf.break_glass_users() == {"emergency"}
+    assert conf.is_sso_only()
     assert (found.refresh_enabled, found.refresh_ahead) == (False, 60)
     assert (found.keep_alive, found.deployment) == (None, "production")
     assert (found.session_check_interval, found.keep_events) == (5, 604800)
@@ -315,6 +318,7 @@ WRONG: dict[str, list[Any]] = {
         {"TENANT": "acme", "TRUST_UNVERIFIED": True, "FIELD": "email"},
         {"TENANT": "acme", "TRUST_UNVERIFIED": True, "CLAIM": ""},
     ],
+    "SSO_ONLY": [None, 0, "no"],
     "BREAK_GLASS_USERS": [None, "emergency", [""], [5]],
     "REFRESH_ENABLED": [None, 0, "no"],
     "REFRESH_AHEAD": [-1, 86_401, "600", True],

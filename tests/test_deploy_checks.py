@@ -67,6 +67,13 @@ def test_e011_plain_http(settings: Any) -> None:
     assert found() == ["E011"]
 
 
+def test_w018_nobody_for_emergencies(settings: Any) -> None:
+    change(settings, SSO_ONLY=True)
+    assert found() == ["W018"]
+    change(settings, BREAK_GLASS_USERS=["emergency"])
+    assert found() == []
+
+
 def test_w011_a_secret_in_the_settings(settings: Any) -> None:
     change(settings, CLIENT_SECRET="s3cret")
     assert found() == ["W011"]

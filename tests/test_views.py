@@ -22,7 +22,7 @@ from django.test import RequestFactory
 from django.utils.log import AdminEmailHandler
 from hypothesis import HealthCheck, given, settings, strategies
 
-from bipsync_django import flow, views
+from bipsync_django import flow, limits, views
 from bipsync_django.backends import BipsyncBackend
 from bipsync_django.exceptions import SignInRefused
 from bipsync_django.failures import FAILURES
@@ -357,6 +357,16 @@ def _backend(backend: type[BipsyncBackend]) -> Callable[[Scene], Any]:
     return provoke
 
 
+def too_many(scene: Scene) -> Any:
+    scene.monkeypatch.setattr(limits, "MOST_IN_A_BROWSER", 0)
+    return scene.browser.get(LOGIN, {"next": NEXT}, secure=True)
+
+
+def too_many_at_the_tenant(scene: Scene) -> Any:
+    scene.monkeypatch.setattr(limits, "MOST_UNCONFIRMED", 0)
+    return scene.come_back()
+
+
 def no_account(scene: Scene) -> Any:
     scene.configure(CREATE_USERS=False)
     return scene.come_back()
@@ -428,6 +438,8 @@ FAILED: dict[str, Callable[[Scene], Any]] = {
     "incomplete with a huge state": incomplete_with_a_huge_state,
     "code_refused": code_refused,
     "code_refused in the older dialect": code_refused_in_the_older_dialect,
+    "too_many": too_many,
+    "too_many at the tenant": too_many_at_the_tenant,
     "unavailable": unavailable,
     "unavailable: 500": _token_endpoint(Answer(500, {"error": "server_error"})),
     "unavailable: 503": _token_endpoint(Answer(503, b"")),
@@ -509,7 +521,7 @@ def test_a_failure_is_an_honest_page_with_a_way_on(
     assert response.status_code == failure.status
     assert 400 <= response.status_code < 600
     assert response.status_code != 500
-    assert ("Retry-After" in response) is (response.status_code == 503)
+    assert ("Retry-After" in response) is (response.status_code in {429, 503})
 
     text = visible_text(page)
     assert str(failure.title) in text

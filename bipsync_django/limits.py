@@ -1,0 +1,103 @@
+"""How often sign-ins may begin and fail: for each browser, and generously for each tenant.
+
+Never for each address: an office has one. A browser carries its own count, which is there for
+loops and impatience; who throws the cookie away meets the count of the tenant, which is kept in
+the cache. That one counts sign-ins that Bipsync did not confirm and no others: however many
+people arrive at nine o'clock, they do not use it up.
+"""
+
+import logging
+import math
+import time
+
+from django.core import signing
+from django.core.cache import cache
+from django.http import HttpRequest, HttpResponseBase
+
+from .conf import Tenant
+from .exceptions import SignInRefused
+
+__all__ = [
+    "MOST_IN_A_BROWSER",
+    "MOST_UNCONFIRMED",
+    "PERIOD",
+    "count_start",
+    "count_unconfirmed",
+    "expect_room",
+]
+
+logger = logging.getLogger(__name__)
+
+# In seconds, for both.
+PERIOD = 60
+MOST_IN_A_BROWSER = 30
+MOST_UNCONFIRMED = 300
+
+_COOKIE = "bipsync_pace"
+_SALT = "bipsync_django.limits"
+
+
+def count_start(request: HttpRequest, response: HttpResponseBase, *, secure: bool) -> None:
+    """Count a trip that this browser begins, in a cookie that ``response`` sets.
+
+    ``secure`` says whether the browser speaks https. Raises ``SignInRefused`` when there were too
+    many within a minute.
+    """
+    name = f"__Host-{_COOKIE}" if secure else _COOKIE
+    now = time.time()
+    starts = [
+        start for start in _starts(request.COOKIES.get(name, "")) if 0 <= now - start < PERIOD
+    ]
+    if len(starts) >= MOST_IN_A_BROWSER:
+        raise SignInRefused(
+            "too_many", f"The browser began {len(starts)} sign-ins within {PERIOD} seconds."
+        )
+    response.set_cookie(
+        name,
+        signing.dumps([*starts, int(now)], salt=_SALT, compress=True),
+        max_age=PERIOD,
+        path="/",
+        secure=secure,
+        httponly=True,
+        samesite="Lax",
+    )
+
+
+def expect_room(tenant: Tenant) -> None:
+    """Raise ``SignInRefused`` while ``tenant`` has had too many unconfirmed sign-ins."""
+    try:
+        count = cache.get(_key(tenant), 0)
+    except Exception as error:  # noqa: BLE001 - a failing cache keeps nobody out
+        logger.warning("The cache failed (%s); sign-ins are not limited.", type(error).__name__)
+        return
+    if isinstance(count, int) and count >= MOST_UNCONFIRMED:
+        raise SignInRefused(
+            "too_many",
+            f"Bipsync did not confirm {count} sign-ins at {tenant.slug} within {PERIOD} seconds. "
+            "No more are tried until the minute is over.",
+        )
+
+
+def count_unconfirmed(tenant: Tenant) -> None:
+    """Count a sign-in at ``tenant`` for which Bipsync was asked in vain."""
+    key = _key(tenant)
+    try:
+        if not cache.add(key, 1, timeout=2 * PERIOD):
+            cache.incr(key)
+    except ValueError:  # it ran out between the two
+        return
+    except Exception as error:  # noqa: BLE001 - as above
+        logger.warning("The cache failed (%s); a sign-in is not counted.", type(error).__name__)
+
+
+def _key(tenant: Tenant) -> str:
+    """Each minute has a key of its own, so that nobody has to take anything back."""
+    return f"bipsync_django.unconfirmed:{tenant.slug}:{math.floor(time.time() / PERIOD)}"
+
+
+def _starts(cookie: str) -> list[int]:
+    try:
+        starts = signing.loads(cookie, salt=_SALT, max_age=PERIOD)
+    except signing.BadSignature:
+        return []
+    return [start for start in starts if isinstance(start, int)]

@@ -97,7 +97,7 @@ def _key(tenant: Tenant) -> str:
 
 def _starts(cookie: str) -> list[int]:
     try:
-        starts = signing.loads(cookie, salt=_SALT, max_age=PERIOD)
+        starts = signing.loads(cookie, salt=_SALT)
     except signing.BadSignature:
         return []
     return [start for start in starts if isinstance(start, int)]

@@ -22,6 +22,7 @@ from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.utils.cache import add_never_cache_headers
 from django.utils.deprecation import MiddlewareMixin
 
+from . import error_reports
 from .conf import get_settings
 from .failures import login_url, refuse_program, wants_page
 from .models import BipsyncToken
@@ -94,6 +95,7 @@ class BipsyncSessionMiddleware(MiddlewareMixin):
         view_kwargs: dict[str, Any],
     ) -> HttpResponse | None:
         """Return what is to be answered instead of the view, or ``None``."""
+        error_reports.guard(request)
         if _is_ours(request):
             return None
         found = _find_stamp(request)

@@ -1,20 +1,71 @@
-"""Nothing secret in logs and in what error trackers show."""
+"""Nothing secret in logs and in what error trackers show. Imports no Django: settings call it.
+
+This is the second line: the package does not log secrets in the first place. It stands between a
+mistake, ours or a library's, and a log file that is kept for years.
+"""
 
 import logging
+import pkgutil
+import re
 import traceback
+from collections.abc import Iterable
 
-__all__ = ["forget_variables", "install", "silence"]
+__all__ = ["REDACTED", "forget_variables", "install", "redact", "silence"]
 
-# requests-oauthlib prints client secret, code, verifier and both tokens at DEBUG.
-_TALKATIVE = ("requests_oauthlib.oauth2_session",)
+_PACKAGE = __name__.partition(".")[0]
+
+REDACTED = "[redacted]"
+
+# These print client secret, code, verifier and both tokens at DEBUG.
+_TALKATIVE = ("requests_oauthlib.oauth2_session", "requests_oauthlib.oauth1_session")
+# These may repeat an address, a header or a message that holds one. Filters of a logger do not see
+# its children's records, so every one is named.
+_REPEATING = (
+    "django.request",
+    "django.security.SuspiciousOperation",
+    "django.server",
+    "oauthlib.oauth2.rfc6749.clients.base",
+    "oauthlib.oauth2.rfc6749.parameters",
+    "requests",
+    "urllib3.connection",
+    "urllib3.connectionpool",
+    "urllib3.util.retry",
+)
+
+_NAMES = "access_token|refresh_token|client_secret|code_verifier|code|state"
+_SECRETS = (
+    # An access token, or another JWT.
+    re.compile(r"eyJ[\w-]{6,}\.[\w-]+\.[\w-]*"),
+    # league/oauth2-server's refresh tokens and codes.
+    re.compile(r"def50200[0-9a-f]{8,}"),
+    # Of what is sealed with Fernet: cookies of trips, columns of tokens.
+    re.compile(r"gAAAAA[\w-]{60,}=*"),
+    re.compile(r"(?i)(?<=\bBearer )[^\s'\",]+"),
+)
+# In an address, a form, JSON or the repr of a dict.
+_NAMED = re.compile(
+    rf"(?i)(?P<before>\b|%3F|%26)(?P<name>{_NAMES})(?P<between>['\"]?\s*(?:=|:|%3D)\s*b?['\"]?)(?P<value>[^\s&'\",;)}}\]]+)"
+)
 
 
-class _NoDebug(logging.Filter):
-    def filter(self, record: logging.LogRecord) -> bool:
-        return record.levelno >= logging.INFO
+def redact(text: str) -> str:
+    """Return ``text`` without what looks like a token, a code or a client secret."""
+    for pattern in _SECRETS:
+        text = pattern.sub(REDACTED, text)
+    return _NAMED.sub(rf"\g<before>\g<name>\g<between>{REDACTED}", text)
 
 
-_FILTER = _NoDebug()
+def install() -> None:
+    """Guard our own loggers and those of the libraries below. Calling it twice is harmless."""
+    silence(*_TALKATIVE)
+    for name in (*_REPEATING, *_own_loggers()):
+        logging.getLogger(name).addFilter(_REDACTION)
+
+
+def silence(*loggers: str) -> None:
+    """Let nothing below INFO through that these loggers themselves are given."""
+    for name in loggers:
+        logging.getLogger(name).addFilter(_NO_DEBUG)
 
 
 def forget_variables(error: BaseException, outer: BaseException | None) -> None:
@@ -29,12 +80,40 @@ def forget_variables(error: BaseException, outer: BaseException | None) -> None:
         link = link.__context__
 
 
-def install() -> None:
-    """Silence the DEBUG messages of libraries that print secrets. Calling it twice is harmless."""
-    silence(*_TALKATIVE)
+# --- logs
 
 
-def silence(*loggers: str) -> None:
-    """Let nothing below INFO through that these loggers themselves are given."""
-    for name in loggers:
-        logging.getLogger(name).addFilter(_FILTER)
+class _NoDebug(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        return record.levelno >= logging.INFO
+
+
+class _Redaction(logging.Filter):
+    """Changes only records that hold something: all others stay as they are, arguments too."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        try:
+            message = record.getMessage()
+        except Exception:  # noqa: BLE001 - the arguments' own; nobody could read it anyway
+            record.msg, record.args = f"{REDACTED} (the message cannot be put together)", ()
+            return True
+        redacted = redact(message)
+        if redacted != message:
+            record.msg, record.args = redacted, ()
+        if record.exc_info and record.exc_info[0] is not None:
+            text = "".join(traceback.format_exception(*record.exc_info)).rstrip("\n")
+            redacted = redact(text)
+            if redacted != text:
+                # Formatters show this text, and error trackers would show the exception itself.
+                record.exc_text, record.exc_info = redacted, None
+        return True
+
+
+_NO_DEBUG = _NoDebug()
+_REDACTION = _Redaction()
+
+
+def _own_loggers() -> Iterable[str]:
+    package = __import__(_PACKAGE)
+    modules = pkgutil.walk_packages(package.__path__, f"{_PACKAGE}.")
+    return (found.name for found in modules if ".migrations." not in found.name)

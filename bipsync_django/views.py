@@ -19,7 +19,7 @@ from django.views.decorators.csrf import csrf_protect
 from django.views.decorators.debug import sensitive_variables
 from django.views.generic import View
 
-from . import flow, lifecycle, limits
+from . import error_reports, flow, lifecycle, limits
 from .conf import Tenant, get_settings, get_tenant
 from .decorators import note_return
 from .durable import database
@@ -72,6 +72,7 @@ class _SignInView(View):
     web_url = ""
 
     def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
+        error_reports.guard(request)
         try:
             response = super().dispatch(request, *args, **kwargs)
         except SignInRefused as refused:

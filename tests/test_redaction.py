@@ -9,9 +9,11 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 import pytest
+from django.contrib.auth.models import AnonymousUser
+from django.contrib.sessions.backends.cache import SessionStore
 from django.views.debug import ExceptionReporter
 
-from bipsync_django import redaction
+from bipsync_django import error_reports, redaction
 from bipsync_django.conf import Tenant, get_tenant
 from bipsync_django.exceptions import (
     BipsyncError,
@@ -20,6 +22,7 @@ from bipsync_django.exceptions import (
     TokenRefused,
 )
 from bipsync_django.fields import Sealed, seal
+from bipsync_django.middleware import BipsyncSessionMiddleware
 from bipsync_django.oauth import client
 from bipsync_django.oauth.claims import validate_access_token
 from bipsync_django.oauth.client import (
@@ -325,3 +328,151 @@ def test_a_level_set_by_the_site_does_not_undo_the_filter(records: list[str]) ->
     library.debug("s3cret")
     library.setLevel(level)
     assert not any("s3cret" in line for line in records)
+
+
+# --- what looks like a secret is taken out wherever it is
+
+JWT = "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJhZGEifQ.c2lnbmF0dXJl"
+REFRESH = "def50200" + "0123456789abcdef" * 8
+# Reports show the lines of this file.
+SESSION = "opaque" * 4
+HELD = "held" * 6
+CODE = "code" * 6
+TRIP = "gAAAAA" + "t" * 200
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        JWT,
+        REFRESH,
+        f"Authorization: Bearer {'opaque' * 5}",
+        f"{{'Authorization': 'Bearer {'opaque' * 5}'}}",
+        "GET /bipsync/callback/?code=opaqueopaque&state=opaqueopaque HTTP/1.1",
+        "client_id=portal&client_secret=opaqueopaque&code_verifier=opaqueopaque",
+        '{"access_token": "opaqueopaque", "refresh_token": "opaqueopaque"}',
+        "{'client_secret': 'opaqueopaque'}",
+        "{'client_secret': b'opaqueopaque'}",
+        "next=%2Fcallback%3Fcode%3Dopaqueopaque",
+    ],
+)
+def test_what_looks_like_a_secret_is_taken_out(text: str) -> None:
+    shown = redaction.redact(f"before {text} after")
+    assert "opaque" not in shown
+    assert JWT[:24] not in shown
+    assert REFRESH[:24] not in shown
+    assert shown.startswith("before ")
+    assert shown.endswith(" after")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["The status code was 400.", "Refused: unknown_state (the state is not one of ours)", "eyJ"],
+)
+def test_what_does_not_is_left_alone(text: str) -> None:
+    assert redaction.redact(text) == text
+
+
+GUARDED = ["bipsync_django.api", "bipsync_django.lifecycle.protocol", "django.request"]
+
+
+@pytest.mark.parametrize("name", [*GUARDED, "urllib3.connectionpool", "django.server"])
+def test_a_logger_that_says_too_much_is_redacted(
+    name: str, records: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logger = logging.getLogger(name)
+    monkeypatch.setattr(logger, "propagate", True)
+    logger.warning("a token: %s", JWT)
+    logger.warning("a token: %s" % JWT)  # noqa: UP031
+    logger.warning("%(token)s", {"token": JWT})
+    try:
+        raise ValueError(JWT)
+    except ValueError:
+        logger.exception("failed")
+    assert "failed" in "".join(records)
+    assert_hidden([JWT], records)
+
+
+def test_every_logger_of_ours_is_guarded() -> None:
+    source = Path(redaction.__file__).parent
+    for path in source.rglob("*.py"):
+        if "getLogger(__name__)" in path.read_text():
+            parts = path.relative_to(source.parent).with_suffix("").parts
+            name = ".".join(parts).removesuffix(".__init__")
+            assert redaction._REDACTION in logging.getLogger(name).filters, name
+
+
+def test_a_message_that_cannot_be_put_together_is_not_shown_and_stops_nobody(
+    records: list[str],
+) -> None:
+    logging.getLogger("bipsync_django.api").warning("a %d", JWT)
+    assert any("cannot be put together" in line for line in records)
+    assert_hidden([JWT], records)
+
+
+def test_a_message_without_secrets_keeps_its_arguments(caplog: pytest.LogCaptureFixture) -> None:
+    logging.getLogger("bipsync_django.api").warning("%s and %s", "one", "two")
+    (record,) = caplog.records
+    assert record.args == ("one", "two")
+
+
+# --- error pages and mails
+
+
+def view_with_secrets(request: Any) -> Any:
+    access_token, headers = JWT, {"X": REFRESH}
+    raise RuntimeError("a mistake of the site's", len(access_token), len(headers))
+
+
+class Opaque:
+    """Of a form that nobody knows."""
+
+    def __repr__(self) -> str:
+        return HELD
+
+
+def view_in_ours(request: Any) -> Any:
+    return redaction.redact(*request.held)
+
+
+@pytest.mark.parametrize("debug", [False, True])
+@pytest.mark.parametrize("view", [view_with_secrets, view_in_ours])
+@pytest.mark.django_db
+def test_the_report_of_a_sites_mistake_shows_no_token(
+    view: Any, debug: bool, settings: Any, rf: Any
+) -> None:
+    settings.DEBUG = debug
+    back = f"https://portal.example/bipsync/callback/?code={CODE}"
+    request = rf.get("/x/", HTTP_AUTHORIZATION=f"Bearer {JWT}", HTTP_REFERER=back)
+    request.held = (Opaque(),)
+    request.COOKIES["__Host-bipsync-1"] = TRIP
+    request.COOKIES[settings.SESSION_COOKIE_NAME] = SESSION
+    request.META["HTTP_COOKIE"] = f"sessionid={SESSION}"
+    request.user = AnonymousUser()
+    request.session = SessionStore()
+    middleware = BipsyncSessionMiddleware(view)
+    middleware.process_view(request, view, (), {})
+    with pytest.raises((RuntimeError, TypeError)) as caught:
+        view(request)
+    reporter = ExceptionReporter(
+        request, type(caught.value), caught.value, caught.value.__traceback__
+    )
+    shown: list[str] = [reporter.get_traceback_html(), reporter.get_traceback_text()]
+    assert "test_redaction" in shown[0]
+    assert_hidden([JWT, REFRESH, SESSION, HELD, CODE, TRIP], shown)
+
+
+def test_a_filter_that_the_site_has_chosen_stays(settings: Any, rf: Any) -> None:
+    settings.DEFAULT_EXCEPTION_REPORTER_FILTER = "site.Filter"
+    request = rf.get("/")
+    error_reports.guard(request)
+    assert not hasattr(request, "exception_reporter_filter")
+
+
+def test_a_value_that_cannot_be_shown_stops_no_report() -> None:
+    class Broken:
+        def __repr__(self) -> str:
+            raise ValueError
+
+    value = [Broken()]
+    assert error_reports.ReporterFilter()._cleanse(value) is value

@@ -1,9 +1,10 @@
-"""A site's Celery app, with a broker made of folders."""
+"""A site's Celery app, with a broker made of folders, or the one that a test names."""
 
 import atexit
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from celery import Celery
 
@@ -15,15 +16,32 @@ _temporary = tempfile.TemporaryDirectory(prefix="bipsync-broker-", ignore_cleanu
 FOLDER = Path(os.environ.get("TEST_BROKER", _temporary.name))
 atexit.register(_temporary.cleanup)
 
+
+def _broker() -> dict[str, Any]:
+    if url := os.environ.get("TEST_BROKER_URL"):
+        name = os.environ["TEST_BROKER_NAME"]
+        prefix = {"global_keyprefix": f"{name}:"} if url.startswith("redis:") else {}
+        return {
+            "broker_url": url,
+            "broker_transport_options": prefix,
+            "result_backend": os.environ["TEST_RESULT_BACKEND"],
+            "result_backend_transport_options": prefix,
+            "task_default_queue": name,
+        }
+    return {
+        "broker_url": "filesystem://",
+        "broker_transport": "bipsync_django.testing.broker:Transport",
+        "broker_transport_options": {
+            "data_folder_in": str(FOLDER),
+            "data_folder_out": str(FOLDER),
+            "control_folder": str(FOLDER / "control"),
+        },
+    }
+
+
 app = Celery("tests")
 app.conf.update(
-    broker_url="filesystem://",
-    broker_transport="bipsync_django.testing.broker:Transport",
-    broker_transport_options={
-        "data_folder_in": str(FOLDER),
-        "data_folder_out": str(FOLDER),
-        "control_folder": str(FOLDER / "control"),
-    },
+    **_broker(),
     broker_connection_retry_on_startup=True,
     beat_schedule={name: {**entry, "schedule": 1.0} for name, entry in BEAT_SCHEDULE.items()},
 )

@@ -62,7 +62,7 @@ FIELD_ENCRYPTION_KEY = "dGVzdC1vbmx5LWtleS10ZXN0LW9ubHkta2V5LTEyMzQ="
 BIPSYNC: dict[str, Any] = {
     "CLIENT": "acme",
     "CLIENT_ID": "portal",
-    "CLIENT_SECRET": "portal-secret",
+    "CLIENT_SECRET": os.environ.get("TEST_CLIENT_SECRET", "portal-secret"),
     "SCOPES": ["users:read"],
     "ALLOW_INSECURE_LOOPBACK": True,
 }

@@ -1,14 +1,10 @@
 """Celery: what goes through a broker, and a real worker with beat on a real transport."""
 
 import base64
-import contextlib
 import json
 import os
 import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -21,8 +17,8 @@ from bipsync_django.models import BipsyncToken, HourlyCount, SpentState, TokenEv
 from bipsync_django.schedule import BEAT_SCHEDULE
 from bipsync_django.testing import SimulatedBipsync
 from tests.celery_app import FOLDER
-from tests.databases import for_child
 from tests.grants import connect, expire, refresh_token_of, reload
+from tests.workers import Worker
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -175,50 +171,6 @@ def test_a_worker_that_is_interrupted_stores_the_new_pair_first(
     assert bipsync.is_alive(after)
     assert not bipsync.is_alive(before)
     assert bipsync.calls["refresh"] == 1
-
-
-class Worker:
-    """A Celery worker of its own process group, on the database of the test."""
-
-    def __init__(
-        self, pool: str, bipsync: SimulatedBipsync, broker: Path, folder: Path, *more: str
-    ) -> None:
-        self._log = folder / "worker.log"
-        self._command = [sys.executable, "-m", "celery", "--app", "tests.celery_app", "worker"]
-        self._command += ["--pool", pool, "--concurrency", "1", "--loglevel", "debug", *more]
-        self._environment = {
-            **for_child("default"),
-            "TEST_BIPSYNC": bipsync.url,
-            "TEST_BROKER": str(broker),
-        }
-
-    def __enter__(self) -> "Worker":
-        with self._log.open("wb") as output:
-            self.process = subprocess.Popen(
-                self._command,
-                env=self._environment,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-            )
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.process.terminate()
-        try:
-            self.process.wait(timeout=20)
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.process.pid, signal.SIGKILL)
-
-    def told(self) -> str:
-        return self._log.read_text()
-
-    def wait_until(self, condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 60
-        while not condition():
-            assert time.monotonic() < deadline, self.told()
-            time.sleep(0.05)
 
 
 def test_a_real_worker_with_beat_refreshes_what_is_due(

@@ -26,6 +26,7 @@ from django.utils import timezone
 from bipsync_django import (
     breaker,
     conf,
+    doctor,
     errors,
     lifecycle,
     schedule,
@@ -488,7 +489,11 @@ def test_every_command_is_documented_with_its_options() -> None:
     commands = list((PACKAGE / "management" / "commands").glob("bipsync_*.py"))
     assert commands
     for path in commands:
-        pages = {"bipsync_link": "linking.md", "bipsync_rotate_keys": "settings.md"}
+        pages = {
+            "bipsync_doctor": "doctor.md",
+            "bipsync_link": "linking.md",
+            "bipsync_rotate_keys": "settings.md",
+        }
         page = text(pages.get(path.stem, "tokens.md"))
         assert f"manage.py {path.stem}" in page
         for option in re.findall(r'"(--[a-z-]+)"', path.read_text()):
@@ -882,3 +887,22 @@ def test_every_line_of_the_security_page_names_a_test_that_there_is() -> None:
         named = re.fullmatch(r"`(test_\w+)`", row[-1])
         assert named or row[-1] in {"none needed", "none possible", "none of ours"}, row
         assert not named or named[1] in defined, row
+
+
+# --- the doctor
+
+
+@in_database
+def test_every_examination_of_the_doctor_is_described(bipsync: SimulatedBipsync) -> None:
+    source = (PACKAGE / "doctor.py").read_text()
+    checks = {
+        name
+        for name in re.findall(r'(?:Finding\(\s*|_survive\()"([^"]+)"', source)
+        if name not in {"everything else", "endpoints"}
+    }
+    described = re.findall(
+        r"(?m)^\| ((?:`[^`]+`(?:, )?)+) \|", section("doctor.md", "What it examines")
+    )
+    names = {name for cell in described for name in re.findall(r"`([^`]+)`", cell)}
+    assert checks <= names
+    assert {one.check for one in doctor.examine() if one.verdict == "ok"} <= names

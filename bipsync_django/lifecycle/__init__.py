@@ -12,11 +12,12 @@ all of them work on ``rows``.
 
 from .background import TAKEN_FOR, Outcome, refresh_if_due, take_due
 from .changes import disconnect, end_sessions, link, sign_in, unlink
-from .encryption import is_on_old_key, reencrypt
+from .encryption import KeySurvey, is_on_old_key, reencrypt, survey_keys
 from .use import access_token, grant_of, refresh, replace_refused
 
 __all__ = [
     "TAKEN_FOR",
+    "KeySurvey",
     "Outcome",
     "access_token",
     "disconnect",
@@ -29,6 +30,7 @@ __all__ = [
     "refresh_if_due",
     "replace_refused",
     "sign_in",
+    "survey_keys",
     "take_due",
     "unlink",
 ]

@@ -1,11 +1,46 @@
 """Encrypting what is stored with the newest key."""
 
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from ..exceptions import SecretUnreadable
 from ..models import BipsyncToken
 from .rows import tokens, write
 
-__all__ = ["is_on_old_key", "reencrypt"]
+__all__ = ["KeySurvey", "is_on_old_key", "reencrypt", "survey_keys"]
 
 _COLUMNS = ("access_token", "refresh_token")
+_BATCH = 500
+
+
+@dataclass
+class KeySurvey:
+    """How many rows hold secrets, which of them are on an older key, and which no key opens."""
+
+    total: int = 0
+    old: list[int] = field(default_factory=list)
+    unreadable: list[str] = field(default_factory=list)
+
+
+def survey_keys() -> KeySurvey:
+    """Look at every row that holds a secret."""
+    survey = KeySurvey()
+    for token in _rows_with_secrets():
+        survey.total += 1
+        try:
+            if is_on_old_key(token):
+                survey.old.append(token.pk)
+        except SecretUnreadable:
+            survey.unreadable.append(f"{token.pk} ({token})")
+    return survey
+
+
+def _rows_with_secrets() -> Iterator[BipsyncToken]:
+    """A batch at a time: no cursor stays open beside the writes."""
+    last = 0
+    while batch := list(tokens().filter(pk__gt=last).order_by("pk")[:_BATCH]):
+        last = batch[-1].pk
+        yield from (row for row in batch if row.access_token or row.refresh_token)
 
 
 def is_on_old_key(token: BipsyncToken) -> bool:

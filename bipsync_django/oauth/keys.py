@@ -21,7 +21,7 @@ from ..conf import Tenant
 from ..exceptions import KeysUnavailable
 from .transport import ExchangeFailed, exchange
 
-__all__ = ["Budget", "LocalBudget", "Permit", "signing_key", "use_budget"]
+__all__ = ["Budget", "LocalBudget", "Permit", "signing_key", "survey", "use_budget"]
 
 logger = logging.getLogger(__name__)
 
@@ -141,7 +141,24 @@ def _built(modulus: str, exponent: str) -> jwt.PyJWK:
     return jwt.PyJWK({"kty": "RSA", "n": modulus, "e": exponent}, algorithm="RS256")
 
 
+def survey(tenant: Tenant) -> tuple[int, int]:
+    """Fetch, and return how many keys are published and how many of them are of use here.
+
+    For whoever looks into a problem: it asks no budget and keeps nothing. Raises
+    ``KeysUnavailable``.
+    """
+    published = _document(tenant)
+    return len(published), len(_usable(published))
+
+
 def _fetch(tenant: Tenant) -> dict[str, dict[str, Any]]:
+    keys = _usable(_document(tenant))
+    if not keys:
+        raise KeysUnavailable("Bipsync's key document holds no usable RS256 key.")
+    return keys
+
+
+def _document(tenant: Tenant) -> list[Any]:
     try:
         response = exchange(
             "GET",
@@ -161,10 +178,7 @@ def _fetch(tenant: Tenant) -> dict[str, dict[str, Any]]:
     except (ValueError, RecursionError):
         document = None
     published = document.get("keys") if isinstance(document, dict) else None
-    keys = _usable(published) if isinstance(published, list) else {}
-    if not keys:
-        raise KeysUnavailable("Bipsync's key document holds no usable RS256 key.")
-    return keys
+    return published if isinstance(published, list) else []
 
 
 def _usable(published: list[Any]) -> dict[str, dict[str, Any]]:

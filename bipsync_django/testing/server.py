@@ -111,7 +111,9 @@ class _Handler(BaseHTTPRequestHandler):
         return None
 
     def _send(self, response: Response) -> None:
-        self.send_response(response.status)
+        self.send_response_only(response.status)
+        if "Date" not in response.headers:
+            self.send_header("Date", self.date_time_string())
         if response.body or response.status != 204:
             self.send_header("Content-Type", response.content_type or HTML)
         for name, value in response.headers.items():

@@ -105,7 +105,7 @@ def _survive(
             check,
             Verdict.ERROR,
             f"This could not be examined ({type(error).__name__}).",
-            "Look at what it needs: the database, the cache or the network.",
+            "See whether the database is migrated, and whether database, cache and network answer.",
             tenant,
         )
 

@@ -1,7 +1,9 @@
 """Nothing secret in any log record, exception or error report, whatever happens to a token."""
 
 import dataclasses
+import importlib
 import logging
+import re
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -476,3 +478,42 @@ def test_a_value_that_cannot_be_shown_stops_no_report() -> None:
 
     value = [Broken()]
     assert error_reports.ReporterFilter()._cleanse(value) is value
+
+
+# --- the text of an object
+
+_HOLDS = re.compile(r"secret|token|verifier|state$|code$|password|refresh$|claims$")
+
+
+def _dataclasses() -> Iterator[type]:
+    package = Path(redaction.__file__).parent
+    for path in package.rglob("*.py"):
+        parts = path.relative_to(package.parent).with_suffix("").parts
+        if "testing" in parts or "migrations" in parts:
+            continue
+        module = importlib.import_module(".".join(parts).removesuffix(".__init__"))
+        for value in vars(module).values():
+            is_own = getattr(value, "__module__", "") == module.__name__
+            if isinstance(value, type) and is_own and dataclasses.is_dataclass(value):
+                yield value
+
+
+def test_no_dataclass_shows_a_secret() -> None:
+    shown = {
+        f"{one.__name__}.{field.name}"
+        for one in _dataclasses()
+        for field in dataclasses.fields(one)
+        if field.repr and _HOLDS.search(field.name)
+    }
+    # A row and the number of one, validated claims, whose own text leaves the rest out, an address,
+    # and where a secret is.
+    not_secret = {"SignIn.token", "_Stamp.token", "SignIn.claims"}
+    not_secret |= {"Tenant.token_url", "_AwsPlace.secret_id"}
+    assert shown == not_secret
+    assert len(list(_dataclasses())) > 15
+
+
+def test_claims_and_rows_show_who_and_no_more(bipsync: SimulatedBipsync, tenant: Tenant) -> None:
+    token = bipsync.sign({**bipsync.access_token_claims(), "email": HELD})
+    claims = validate_access_token(token, tenant, from_provider=True)
+    assert_hidden([HELD, token], [repr(claims), str(claims)])

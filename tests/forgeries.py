@@ -654,7 +654,7 @@ def _uncanonical(part: str) -> str:
 _BASE64URL_VALUES = string.ascii_uppercase + string.ascii_lowercase + string.digits + "-_"
 
 
-@_kind("InvalidSignature", "not a JWT", "header is malformed")
+@_kind("InvalidSignature", "not JSON in UTF-8", "header is malformed")
 def damage(forger: Forger) -> str:
     claims = forger.claims()
     parts = forger.signed(payload=claims).split(".")

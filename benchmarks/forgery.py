@@ -4,8 +4,9 @@
 
 The tokens are those of ``tests/forgeries.py``. "Accepted" are forged ones that got in; "foreign"
 are exceptions other than this package's own. Times are CPU times of the checking thread, as a
-ratio to the median of a good token. Good tokens are among them all the time, and all of them have
-to be accepted.
+ratio to the median of a good token; what took more than a millisecond is timed three times, and
+counts with the best, so that Python's garbage collector is not blamed on a token. Good tokens are
+among them all the time, and all of them have to be accepted.
 """
 
 import os
@@ -18,7 +19,7 @@ from multiprocessing import get_context
 from typing import Any, NamedTuple
 
 from benchmarks.stage import Table, parser, provider
-from bipsync_django.conf import get_tenant
+from bipsync_django.conf import Tenant, get_tenant
 from bipsync_django.oauth.keys import LocalBudget, use_budget
 from bipsync_django.testing.keys import KeyRing
 from tests.forgeries import ACCEPTED, FOREIGN, ISSUER, KINDS, Forger, outcome, valid
@@ -27,6 +28,8 @@ from tests.forgeries import ACCEPTED, FOREIGN, ISSUER, KINDS, Forger, outcome, v
 # tokens there are to a good one.
 CHUNK = 2000
 GOOD = 20
+# In nanoseconds: what is timed again.
+SLOW = 1_000_000
 
 
 class Work(NamedTuple):
@@ -53,6 +56,18 @@ class Tally:
             setattr(self, name, getattr(self, name) + value)
 
 
+def _timed(raw: str, tenant: Tenant) -> tuple[str, int]:
+    best = 0
+    for _ in range(3):
+        begun = time.thread_time_ns()
+        became = outcome(raw, tenant)
+        taken = time.thread_time_ns() - begun
+        best = min(best or taken, taken)
+        if best < SLOW:
+            break
+    return became, best
+
+
 def _try_all(work: Work) -> tuple[str, Tally]:
     ring = KeyRing()
     ring.load(work.keys)
@@ -61,17 +76,14 @@ def _try_all(work: Work) -> tuple[str, Tally]:
     tally = Tally(tokens=work.tokens)
     for number in range(work.tokens):
         raw = KINDS[work.kind].forge(forger)
-        begun = time.thread_time_ns()
-        became = outcome(raw, tenant)
-        tally.times.append(time.thread_time_ns() - begun)
+        became, taken = _timed(raw, tenant)
+        tally.times.append(taken)
         tally.accepted += became == ACCEPTED
         if became.startswith(FOREIGN):
             tally.foreign.append(became)
         if number % GOOD == 0:
-            raw = valid(forger)
-            begun = time.thread_time_ns()
-            became = outcome(raw, tenant)
-            tally.good_times.append(time.thread_time_ns() - begun)
+            became, taken = _timed(valid(forger), tenant)
+            tally.good_times.append(taken)
             tally.good_tokens += 1
             tally.good_accepted += became == ACCEPTED
     return work.kind, tally

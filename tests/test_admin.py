@@ -1,5 +1,6 @@
 """The admin shows how tokens are, changes nothing and holds no secret."""
 
+import csv
 import re
 from datetime import UTC, datetime
 from typing import Any
@@ -8,10 +9,12 @@ from urllib.parse import urlencode
 import pytest
 from django.contrib.auth.models import Permission, User
 from django.db import connection
+from django.http import HttpResponse
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 
+from bipsync_django.admin import BipsyncTokenAdmin
 from bipsync_django.models import BipsyncToken, TokenEvent
 from bipsync_django.testing import SimulatedBipsync, SimulatedUser
 from tests.browser import signed_in, visible_text
@@ -200,6 +203,25 @@ def test_the_encrypted_columns_are_not_even_read(root: Client, token: BipsyncTok
     assert len(queries) > 4
     assert not [q["sql"] for q in queries if "access_token" in q["sql"]]
     assert not [q["sql"] for q in queries if "refresh_token" in q["sql"]]
+
+
+def test_an_export_action_of_the_sites_own_writes_no_secret(
+    root: Client, token: BipsyncToken, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def export(admin_: Any, request: Any, rows: Any) -> HttpResponse:
+        sheet = HttpResponse(content_type="text/csv")
+        columns = [field.name for field in BipsyncToken._meta.concrete_fields]
+        csv.writer(sheet).writerows(rows.values_list(*columns))
+        csv.writer(sheet).writerows([getattr(row, name) for name in columns] for row in rows)
+        return sheet
+
+    monkeypatch.setattr(BipsyncTokenAdmin, "actions", [export])
+    chosen = {"action": "export", "_selected_action": [str(token.pk)]}
+    response = root.post(LIST, chosen)
+    assert response["Content-Type"] == "text/csv"
+    assert response.content.decode().count(token.subject) == 2
+    assert response.content.decode().count("<sealed>") == 4
+    assert shows(response, token) == []
 
 
 TRICKS: list[dict[str, str]] = [

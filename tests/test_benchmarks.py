@@ -95,3 +95,11 @@ def test_kill() -> None:
     lost, in_the_window, unexplained = (int(row[place]) for place in (-7, -6, -2))
     assert lost == in_the_window
     assert unexplained == 0
+
+
+def test_forgery() -> None:
+    tokens = 2 * 19
+    *kinds, forged, good = run("forgery", str(tokens), "--processes", "2", on=[])
+    assert len(kinds) == 19
+    assert forged[:5] == ["all", "forged", str(tokens), "0", "0"]
+    assert good[:4] == ["good", "19", "19", "0"]

@@ -272,6 +272,13 @@ def test_dates_that_are_none_are_refused(name: str, moment: object, check: Check
         check(**{name: moment})
 
 
+@pytest.mark.parametrize("name", ["nbf", "iat"])
+@pytest.mark.parametrize("moment", ["1", " 1 ", "1_0", "\u0661", True, False, None])
+def test_what_only_reads_like_a_date_is_refused(name: str, moment: object, check: Check) -> None:
+    with pytest.raises(TokenRefused):
+        check(**{name: moment})
+
+
 # --- signatures
 
 
@@ -493,6 +500,37 @@ def test_a_bomb_of_json_is_refused_in_the_header_and_under_a_right_signature(
     header = json.dumps({"alg": "RS256", "kid": key.kid}).encode()
     with pytest.raises(TokenRefused):
         validate_access_token(signed(header, bomb, key.private), tenant)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-be", "utf-32", "utf-32-le"])
+@pytest.mark.parametrize("place", ["header", "payload"])
+def test_json_in_another_encoding_than_utf_8_is_refused(
+    place: str, encoding: str, bipsync: SimulatedBipsync, tenant: Tenant
+) -> None:
+    key = bipsync.keys.current
+    parts = {"header": {"alg": "RS256", "kid": key.kid}, "payload": bipsync.access_token_claims()}
+
+    def token(**encodings: str) -> str:
+        header, payload = (
+            json.dumps(part).encode(encodings.get(name, "utf-8")) for name, part in parts.items()
+        )
+        return signed(header, payload, key.private)
+
+    assert validate_access_token(token(), tenant).subject == ADA
+    with pytest.raises(TokenRefused, match="UTF-8"):
+        validate_access_token(token(**{place: encoding}), tenant)
+
+
+def test_half_a_character_in_the_claims_is_refused(
+    bipsync: SimulatedBipsync, tenant: Tenant
+) -> None:
+    key = bipsync.keys.current
+    header = json.dumps({"alg": "RS256", "kid": key.kid}).encode()
+    payload = json.dumps({**bipsync.access_token_claims(), "name": "Ada"}).encode()
+    assert validate_access_token(signed(header, payload, key.private), tenant).subject == ADA
+    with pytest.raises(TokenRefused, match="UTF-8"):
+        halved = payload.replace(b"Ada", b"\xed\xa0\x80")
+        validate_access_token(signed(header, halved, key.private), tenant)
 
 
 def test_claims_that_come_twice_count_once(bipsync: SimulatedBipsync, tenant: Tenant) -> None:

@@ -1,6 +1,8 @@
 """What is sealed stays sealed, in its own row and column, or raises."""
 
 import copy
+import csv
+import io
 import json
 import pickle
 from collections.abc import Callable
@@ -110,6 +112,11 @@ def test_rows_instances_and_forms_show_no_plaintext() -> None:
             list(BipsyncToken.objects.values_list()),
             list(BipsyncToken.objects.values("access_token")),
             list(BipsyncToken.objects.annotate(copy=F("access_token")).values("copy")),
+            list(BipsyncToken.objects.values_list("access_token", flat=True).iterator()),
+            list(BipsyncToken.objects.values_list("access_token", "refresh_token", named=True)),
+            list(BipsyncToken.objects.raw("SELECT * FROM bipsync_django_bipsynctoken")),
+            BipsyncToken.objects.in_bulk(),
+            BipsyncToken.objects.aggregate(models.Max("access_token"), models.Min("refresh_token")),
             list(
                 BipsyncToken.objects.annotate(
                     text=Cast("access_token", models.TextField())
@@ -184,6 +191,40 @@ def test_saving_an_instance_writes_the_same_ciphertext_back() -> None:
         [token], update_conflicts=True, update_fields=["access_token"], unique_fields=["id"]
     )
     assert column("access_token", pk) == before
+
+
+def test_an_export_as_an_admin_action_would_write_it_holds_no_plaintext() -> None:
+    token = make()
+    user = User.objects.create_user("ada")
+    BipsyncToken.objects.filter(pk=token.pk).update(kind="person", user=user)
+    columns = [field.name for field in BipsyncToken._meta.concrete_fields]
+    sheet = io.StringIO()
+    writer = csv.writer(sheet)
+    writer.writerow(columns)
+    writer.writerows(BipsyncToken.objects.values_list(*columns))
+    for row in BipsyncToken.objects.all():
+        writer.writerow([getattr(row, column) for column in columns])
+    writer.writerows(User.objects.values_list("username", "bipsync_tokens__access_token"))
+    text = sheet.getvalue()
+    # Not even the ciphertext: a spreadsheet of everybody's is a copy that nobody looks after.
+    assert text.count("<sealed>") == 5
+    for part in ("secret", "eyJ0", "def50200", str(column("access_token", token.pk))):
+        assert part not in text
+
+
+def test_many_rows_are_written_at_once_and_each_opens_its_own() -> None:
+    new = []
+    for number in range(20):
+        row = BipsyncToken(tenant="acme", kind="service", subject=str(number), client_id="portal")
+        row.access_token = row.seal("access_token", f"{ACCESS}-{number}")
+        new.append(row)
+    BipsyncToken.objects.bulk_create(new, batch_size=7)
+    for row in BipsyncToken.objects.iterator(chunk_size=7):
+        assert row.unseal("access_token") == f"{ACCESS}-{row.subject}"
+        assert row.refresh_token is None
+        stored = column("access_token", row.pk)
+        assert stored is not None
+        assert "secret" not in stored
 
 
 @pytest.mark.parametrize("format_", ["json", "xml", "jsonl"])
@@ -364,6 +405,23 @@ def test_a_ciphertext_from_another_row_or_column_is_refused() -> None:
     for name in ("access_token", "refresh_token"):
         with pytest.raises(SecretUnreadable, match="another row or column"):
             moved.unseal(name)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE bipsync_django_bipsynctoken SET access_token = refresh_token",
+        "UPDATE bipsync_django_bipsynctoken SET access_token = (SELECT access_token FROM "
+        "bipsync_django_bipsynctoken WHERE subject = 'grace')",
+    ],
+)
+def test_a_ciphertext_that_was_copied_past_the_field_is_refused(statement: str) -> None:
+    ada = make("ada")
+    make("grace")
+    with connection.cursor() as cursor:
+        cursor.execute(f"{statement} WHERE subject = 'ada'")
+    with pytest.raises(SecretUnreadable, match="another row or column"):
+        BipsyncToken.objects.get(pk=ada.pk).unseal("access_token")
 
 
 @pytest.mark.parametrize("change", [{"tenant": "globex"}, {"kind": "person"}, {"subject": "eve"}])

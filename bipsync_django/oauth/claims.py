@@ -1,5 +1,6 @@
 """An access token (a JWT, RFC 7519) becomes validated claims, or a refusal."""
 
+import base64
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ __all__ = ["Claims", "is_subject", "validate_access_token"]
 
 _MAX_LENGTH = 16 * 1024
 _MAX_SUBJECT = 255
+_DATES = ("exp", "nbf", "iat")
 _LATEST = datetime(9000, 1, 1, tzinfo=UTC).timestamp()
 # PyJWT forgives padding; one token must have one spelling.
 _SHAPE = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
@@ -51,6 +53,8 @@ def validate_access_token(raw: str, tenant: Tenant, *, from_provider: bool = Fal
     """
     if not isinstance(raw, str) or len(raw) > _MAX_LENGTH or not _SHAPE.fullmatch(raw):
         raise TokenRefused("The access token is not a JWT of at most 16 KiB.")
+    if not all(_is_utf8(part) for part in raw.split(".")[:2]):
+        raise TokenRefused("The access token is not JSON in UTF-8.")
     key = signing_key(tenant, _kid(raw), from_provider=from_provider)
     if key is None:
         raise TokenRefused("The access token is signed with a key that Bipsync does not publish.")
@@ -68,12 +72,24 @@ def validate_access_token(raw: str, tenant: Tenant, *, from_provider: bool = Fal
         raise TokenRefused(f"The access token is refused ({type(error).__name__}).") from None
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
         raise TokenRefused("The access token is malformed.") from None
+    if not all(_is_number(payload[name]) for name in _DATES if name in payload):
+        raise TokenRefused("The access token's dates are not numbers.")
     return Claims(
         subject=_subject(payload["sub"]),
         scopes=_scopes(payload),
         expires_at=_moment(payload["exp"]),
         claims=MappingProxyType(payload),
     )
+
+
+def _is_utf8(part: str) -> bool:
+    """Return whether ``part`` can be JSON as it is exchanged (RFC 8259, section 8.1)."""
+    # The parser would guess at UTF-16 and UTF-32, which are full of zeros, and pass over a mark.
+    try:
+        text = base64.urlsafe_b64decode(part + "==").decode()
+    except ValueError:
+        return False
+    return "\x00" not in text and not text.startswith("\ufeff")
 
 
 def _kid(raw: str) -> str:
@@ -105,9 +121,13 @@ def _subject(value: object) -> str:
     return value
 
 
-def _moment(value: object) -> datetime:
-    # PyJWT accepts any number, and reads it as a whole one.
-    if not isinstance(value, int | float) or not 0 < value < _LATEST:
+def _is_number(value: object) -> bool:
+    # PyJWT reads text and truth values as numbers too.
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _moment(value: float) -> datetime:
+    if not 0 < value < _LATEST:
         raise TokenRefused("The access token's expiry is not usable.")
     return datetime.fromtimestamp(value, UTC)
 

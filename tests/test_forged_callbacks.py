@@ -9,6 +9,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from django.contrib.auth.models import User
 
+from bipsync_django import limits
 from bipsync_django.failures import FAILURES
 from bipsync_django.models import BipsyncToken, SpentState
 from bipsync_django.testing import SimulatedBipsync
@@ -38,6 +39,12 @@ def tenants(settings: Any) -> Iterator[Tenants]:
         settings.BIPSYNC = site.settings
         site.allow("https://testserver")
         yield site.tenants
+
+
+@pytest.fixture(autouse=True)
+def _unlimited(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every one of them is to be looked at; how many there may be is tried in test_limits.py."""
+    monkeypatch.setattr(limits, "MOST_UNCONFIRMED", 1_000_000)
 
 
 def begin(browser: Browser, tenant: SimulatedBipsync) -> tuple[str, str]:

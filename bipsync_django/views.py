@@ -208,7 +208,7 @@ class CallbackView(_SignInView):
     def _expect_the_tenants_own(self, trip: flow.Trip, tenant: str | None) -> None:
         """One tenant's code or error must not pass for another's answer (mix-up, RFC 9700, 4.4)."""
         try:
-            get_tenant(trip.tenant)
+            issuer = get_tenant(trip.tenant).issuer
             here = next(iter(get_settings().tenants)) if tenant is None else tenant
         except ConfigurationError as error:
             raise SignInRefused("misconfigured", str(error)) from error
@@ -217,6 +217,9 @@ class CallbackView(_SignInView):
                 "wrong_address",
                 f"The trip went to {trip.tenant}, and came back at the callback of {here}.",
             )
+        # Bipsync is not known to send it, so it may be absent (RFC 9207, section 2.4).
+        if issuer is not None and self.request.GET.getlist("iss", [issuer]) != [issuer]:
+            raise SignInRefused("wrong_address", "The callback names another issuer (iss).")
 
     def _expect_the_same_person(self, trip: flow.Trip) -> None:
         """A trip that one person began must not end in the session of another (RFC 9700, 4.7)."""

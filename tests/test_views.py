@@ -416,6 +416,13 @@ def wrong_address(scene: Scene) -> Any:
     return response
 
 
+def wrong_address_by_another_issuer(scene: Scene) -> Any:
+    scene.configure(ISSUER="https://acme.bipsync.com")
+    response = _callback(scene, lambda query: {**query, "iss": "https://evil.example"})
+    assert scene.bipsync.calls["code"] == 0
+    return response
+
+
 def inactive(scene: Scene) -> Any:
     scene.come_back()
     User.objects.update(is_active=False)
@@ -475,6 +482,7 @@ FAILED: dict[str, Callable[[Scene], Any]] = {
     "no_email to look at": no_email_to_look_at,
     "unknown_tenant": unknown_tenant,
     "wrong_address": wrong_address,
+    "wrong_address: another issuer": wrong_address_by_another_issuer,
     "token_refused: foreign key": _signed(key=_foreign_key),
     "token_refused: unknown key": _signed(key=_foreign_key, kid="x"),
     "token_refused: no key named": _signed(kid=None),
@@ -583,6 +591,25 @@ def test_a_person_who_waits_to_be_switched_on_is_remembered(scene: Scene) -> Non
     User.objects.update(is_active=True)
     scene.come_back()
     assert scene.browser.user_id() == str(User.objects.get().pk)
+
+
+@pytest.mark.parametrize(
+    ("issuer", "named", "status"),
+    [
+        ("https://acme.example", {"iss": "https://acme.example"}, 302),
+        ("https://acme.example", {}, 302),
+        ("https://acme.example", {"iss": "https://acme.example/"}, 400),
+        ("https://acme.example", {"iss": ["https://acme.example"] * 2}, 400),
+        (None, {"iss": "https://acme.example"}, 302),
+    ],
+)
+def test_the_issuer_that_a_callback_names_has_to_be_the_tenants(
+    scene: Scene, issuer: str | None, named: dict[str, Any], status: int
+) -> None:
+    scene.configure(ISSUER=issuer)
+    user = scene.bipsync.find_user(None)
+    scene.bipsync.add_user(dataclasses.replace(user, extra={"iss": issuer} if issuer else {}))
+    assert _callback(scene, lambda query: {**query, **named}).status_code == status
 
 
 # --- what nobody may see

@@ -100,13 +100,27 @@ class _Redaction(logging.Filter):
         redacted = redact(message)
         if redacted != message:
             record.msg, record.args = redacted, ()
-        if record.exc_info and record.exc_info[0] is not None:
-            text = "".join(traceback.format_exception(*record.exc_info)).rstrip("\n")
-            redacted = redact(text)
-            if redacted != text:
-                # Formatters show this text, and error trackers would show the exception itself.
-                record.exc_text, record.exc_info = redacted, None
+        if record.exc_info and (error := record.exc_info[1]) and _says_a_secret(error):
+            # Formatters show this text, and error trackers would show the exception itself.
+            text = "".join(traceback.format_exception(error)).rstrip("\n")
+            record.exc_text, record.exc_info = redact(text), None
         return True
+
+
+def _says_a_secret(error: BaseException | None) -> bool:
+    """Whether the error, or what led to it, says one. Lines of source in a traceback only look so.
+
+    An error whose text cannot be had counts as one that does.
+    """
+    while error is not None:
+        try:
+            text = str(error)
+        except Exception:  # noqa: BLE001 - its own
+            return True
+        if redact(text) != text:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 _NO_DEBUG = _NoDebug()

@@ -517,3 +517,40 @@ def test_claims_and_rows_show_who_and_no_more(bipsync: SimulatedBipsync, tenant:
     token = bipsync.sign({**bipsync.access_token_claims(), "email": HELD})
     claims = validate_access_token(token, tenant, from_provider=True)
     assert_hidden([HELD, token], [repr(claims), str(claims)])
+
+
+def test_an_error_that_says_no_secret_is_kept_as_it_is(caplog: pytest.LogCaptureFixture) -> None:
+    def exchange(code: str, state: str) -> None:
+        raise ValueError("nothing secret")
+
+    code, state = CODE, SESSION
+    try:
+        # The line itself looks like a parameter with its value.
+        exchange(code=code, state=state)
+    except ValueError:
+        logging.getLogger("bipsync_django.api").exception("failed")
+    (record,) = caplog.records
+    assert record.exc_info is not None
+
+
+class Unspeakable(Exception):
+    def __str__(self) -> str:
+        raise ValueError(JWT)
+
+
+@pytest.mark.parametrize("error", [ValueError(JWT), KeyError({"code": CODE}), Unspeakable()])
+def test_an_error_that_says_one_is_told_without_it(
+    error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    try:
+        try:
+            raise error
+        except Exception as first:
+            raise RuntimeError("because of that") from first
+    except RuntimeError:
+        logging.getLogger("bipsync_django.api").exception("failed")
+    (record,) = caplog.records
+    assert record.exc_info is None
+    assert record.exc_text
+    assert "because of that" in record.exc_text
+    assert_hidden([JWT, CODE], [caplog.text, repr(vars(record))])

@@ -14,13 +14,14 @@ MYSQLCLIENT := $(shell pkg-config --exists libmariadb 2>/dev/null \
 PYENV := $(shell pyenv root 2>/dev/null)
 PYTHONS := $(wildcard $(PYENV)/versions/3.1[1-3].*/bin/python3.1[1-3])
 
-.PHONY: help demo test lint docs matrix clean
+.PHONY: help demo test lint docs screenshots matrix clean
 
 help:
 	@echo "make demo               a staff portal and a simulated Bipsync, in your browser"
 	@echo "make demo ARGS=--check  the same journey without a person"
 	@echo "make test               everything that CI runs"
 	@echo "make docs               the documentation as HTML, in docs/_build/html"
+	@echo "make screenshots        the pictures in the documentation, from the browser tests"
 	@echo "make matrix             the tests on every Python and Django that is there"
 	@echo "make clean              remove what the others made"
 
@@ -37,6 +38,12 @@ lint: $(VENV)/dev
 
 docs: $(VENV)/dev
 	$(BIN)/python -m sphinx -b html -W --keep-going -n -q docs docs/_build/html
+
+# Those that are there are taken anew. The browser tests show each page in a state that they assert.
+screenshots: $(VENV)/dev
+	@rm -rf docs/_build/screenshots && mkdir -p docs/_build/screenshots
+	BIPSYNC_SCREENSHOTS=docs/_build/screenshots $(BIN)/python -m pytest -q tests/test_panel_browser.py tests/test_portal_browser.py
+	@cp $(addprefix docs/_build/,$(subst docs/,,$(wildcard docs/screenshots/*.png))) docs/screenshots/
 
 # Not with the pinned versions: a Django of its own for each, and the newest of everything else.
 matrix: $(VENV)/dev

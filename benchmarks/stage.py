@@ -6,12 +6,12 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from multiprocessing import get_context
 from multiprocessing.managers import BaseManager
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 os.environ["DJANGO_SETTINGS_MODULE"] = "benchmarks.settings"
 
@@ -106,6 +106,25 @@ def _drop(alias: str) -> None:
             end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s"
             cursor.execute(f"{end} AND pid <> pg_backend_pid()", [name])
     connection.creation.destroy_test_db(name, verbosity=0)
+
+
+class Queries:
+    """Counts the queries of a block."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(
+        self, execute: Callable[..., Any], sql: str, params: Any, many: bool, context: Any
+    ) -> Any:
+        self.count += 1
+        return execute(sql, params, many, context)
+
+    @contextmanager
+    def counted(self) -> Iterator[None]:
+        """Count what is asked of the database in use."""
+        with connections[Router.alias].execute_wrapper(self):
+            yield
 
 
 # --- the provider

@@ -15,18 +15,18 @@ hold short stand-ins for tokens, which no sweep reads.
 import resource
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from django.conf import settings
 from django.contrib.auth import get_user_model
-from django.db import connections, models
+from django.db import connections
 from django.utils import timezone
 
-from benchmarks.stage import Table, database, parser
+from benchmarks.rows import Expression, choose, insert, moment, text
+from benchmarks.stage import Queries, Table, database, parser
 from bipsync_django import lifecycle
 from bipsync_django.models import BipsyncToken
 from tests.databases import Router
@@ -35,74 +35,16 @@ BATCH = 500
 _STAND_IN = "x" * 200
 _LONG_DUE = timedelta(days=1)
 
-Expression = tuple[str, list[Any]]
-"""SQL over the row's number ``n``, and its parameters."""
-
-
-# --- rows, made by the database
-
-
-def _numbers(vendor: str, count: int) -> tuple[str, str]:
-    """Return what goes before SELECT and after FROM to get ``n`` from 1 to ``count``."""
-    if vendor == "postgresql":
-        return "", f"generate_series(1, {count}) AS numbers(n)"
-    if vendor == "mysql":
-        return "", f"(SELECT seq AS n FROM seq_1_to_{count}) AS numbers"  # noqa: S608
-    recursion = f"SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < {count}"  # noqa: S608
-    return f"WITH RECURSIVE numbers(n) AS ({recursion}) ", "numbers"
-
-
-def _text(vendor: str) -> str:
-    return "CONCAT('person', n)" if vendor == "mysql" else "'person' || n"
-
-
-def _moment(vendor: str, base: datetime) -> Expression:
-    """Return ``base`` plus up to an hour, spread over the rows in no order."""
-    seconds = "(CAST(n AS BIGINT) * 7919) %% 3600" if vendor != "mysql" else "(n * 7919) MOD 3600"
-    utc = base.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S")
-    if vendor == "postgresql":
-        return f"%s::timestamptz + ({seconds}) * interval '1 second'", [f"{utc}+00"]
-    if vendor == "mysql":
-        return f"TIMESTAMPADD(SECOND, {seconds}, %s)", [utc]
-    return f"datetime(%s, ({seconds}) || ' seconds')", [utc]
-
-
-def _choose(condition: str, then: Expression, otherwise: Expression) -> Expression:
-    sql = f"CASE WHEN {condition} THEN {then[0]} ELSE {otherwise[0]} END"
-    return sql, then[1] + otherwise[1]
-
-
-def _insert(model: type[models.Model], count: int, given: dict[str, Expression]) -> None:
-    """Insert ``count`` rows; what is not ``given`` gets the field's default."""
-    connection = connections[Router.alias]
-    quote = connection.ops.quote_name
-    before, after = _numbers(connection.vendor, count)
-    columns, selected, parameters = [], [], list[Any]()
-    for field in model._meta.concrete_fields:
-        value = field.get_db_prep_save(field.get_default(), connection)
-        sql, values = given.get(field.name, ("%s", [value]))
-        columns.append(quote(str(field.column)))
-        selected.append(sql)
-        parameters += values
-    with connection.cursor() as cursor:
-        cursor.execute(
-            f"INSERT INTO {quote(model._meta.db_table)} ({', '.join(columns)}) "  # noqa: S608
-            f"{before}SELECT {', '.join(selected)} FROM {after}",
-            parameters,
-        )
-        analyze = "ANALYZE TABLE" if connection.vendor == "mysql" else "ANALYZE"
-        cursor.execute(f"{analyze} {quote(model._meta.db_table)}")
-
 
 def _fill(rows: int, due: int, inactive: int) -> None:
     """Make ``rows`` grants, ``due`` of them due and evenly spread, and ``inactive`` more."""
     vendor = connections[Router.alias].vendor
     now = timezone.now()
     total = rows + inactive
-    everyone: Expression = (_text(vendor), [])
+    everyone: Expression = (text(vendor), [])
     is_inactive = f"n > {rows}"
     is_due = f"n %% {max(rows // due, 1)} = 0 AND n <= {max(rows // due, 1) * due}"
-    _insert(
+    insert(
         get_user_model(),
         total,
         {
@@ -111,16 +53,16 @@ def _fill(rows: int, due: int, inactive: int) -> None:
             "is_active": (f"CASE WHEN {is_inactive} THEN %s ELSE %s END", [False, True]),
         },
     )
-    due_at = _choose(
+    due_at = choose(
         is_inactive,
-        _moment(vendor, now - _LONG_DUE),
-        _choose(
+        moment(vendor, now - _LONG_DUE),
+        choose(
             is_due,
-            _moment(vendor, now - timedelta(hours=2)),
-            _moment(vendor, now + timedelta(hours=1)),
+            moment(vendor, now - timedelta(hours=2)),
+            moment(vendor, now + timedelta(hours=1)),
         ),
     )
-    _insert(
+    insert(
         BipsyncToken,
         total,
         {
@@ -179,24 +121,6 @@ def _plan() -> _Plan:
     return _Plan("yes" if used else "NO", "YES" if sorts else "no")
 
 
-class _Queries:
-    """Counts the queries of a block."""
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    def __call__(
-        self, execute: Callable[..., Any], sql: str, params: Any, many: bool, context: Any
-    ) -> Any:
-        self.count += 1
-        return execute(sql, params, many, context)
-
-    @contextmanager
-    def counted(self) -> Iterator[None]:
-        with connections[Router.alias].execute_wrapper(self):
-            yield
-
-
 def _forget_peak() -> float:
     """Return the present size of the process in MB, and measure its peak from here on."""
     Path("/proc/self/clear_refs").write_text("5")
@@ -235,7 +159,7 @@ def _sweep() -> tuple[int, float]:
 def _row(name: str, rows: int, due: int, inactive: int) -> list[object]:
     _fill(rows, due, inactive)
     plan = _plan()
-    queries, memory = _Queries(), _Memory()
+    queries, memory = Queries(), _Memory()
     with queries.counted():
         found, seconds = _sweep()
     grown = memory.grown()

@@ -33,7 +33,7 @@ from .exceptions import AddressRefused, ForeignHost, MissingScope, SignInRequire
 from .models import BipsyncToken
 from .redaction import forget_variables
 
-__all__ = ["api_session"]
+__all__ = ["api_session", "service_session"]
 
 LONGEST_PAUSE = 3.0
 """Seconds that a request may sleep before it is tried again; someone may be waiting for a page."""
@@ -70,6 +70,24 @@ def api_session(
     token = lifecycle.grant_of(user, found) if isinstance(user, Model) else None
     if token is None:
         raise SignInRequired("This person has not signed in with Bipsync.")
+    return _ApiSession(found, token)
+
+
+def service_session(tenant: str | None = None) -> requests.Session:
+    """Return a session that calls Bipsync's API as the site's own service account.
+
+    It is as that of ``api_session``, for work that belongs to nobody. ``tenant`` is a slug; it may
+    be left out when there is one tenant. An administrator connects the account in the admin.
+
+    Raises ``SignInRequired`` when the tenant has no service account; requests raise as those of
+    ``api_session`` do.
+    """
+    found = get_tenant(tenant)
+    token = lifecycle.service_grant_of(found)
+    if token is None:
+        raise SignInRequired(
+            f"{found.slug} has no service account: connect one in the admin, under Bipsync tokens."
+        )
     return _ApiSession(found, token)
 
 

@@ -166,6 +166,14 @@ def check_site(app_configs: Sequence[Any] | None, **kwargs: Any) -> list[CheckMe
                 id="bipsync_django.E004",
             )
         )
+    if conf.is_sso_only() and found and not messages and not _is_first():
+        messages.append(
+            Error(
+                "SSO_ONLY is set, and a backend before BipsyncBackend may take passwords.",
+                hint="Name BipsyncBackend first in AUTHENTICATION_BACKENDS: it refuses them.",
+                id="bipsync_django.E007",
+            )
+        )
     try:
         reverse("bipsync:callback")
     except NoReverseMatch:
@@ -174,14 +182,6 @@ def check_site(app_configs: Sequence[Any] | None, **kwargs: Any) -> list[CheckMe
                 "The URLs of bipsync_django are not included.",
                 hint='Add path("bipsync/", include("bipsync_django.urls")) to your URLconf.',
                 id="bipsync_django.W001",
-            )
-        )
-    if conf.is_sso_only() and found and not messages and not _is_first():
-        messages.append(
-            Error(
-                "SSO_ONLY is set, and a backend before BipsyncBackend may take passwords.",
-                hint="Name BipsyncBackend first in AUTHENTICATION_BACKENDS: it refuses them.",
-                id="bipsync_django.E007",
             )
         )
     return messages

@@ -52,6 +52,7 @@ UserResolver = str | Callable[..., object]
 
 # The lease on a token row is sized for this: see lifecycle/protocol.py.
 MAX_HTTP_TIMEOUT = 10.0
+_SHORTEST_HEALTH_TOKEN = 20
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ class Tenant:
     client_id: str
     client_secret_source: SecretSource = field(repr=False)
     scopes: tuple[str, ...]
+    service_scopes: tuple[str, ...]
     web_url: str
     authorize_url: str
     token_url: str
@@ -125,6 +127,21 @@ class Settings:
     deployment: str
     session_check_interval: float
     keep_events: float
+    keep_claims: tuple[str, ...]
+    health_token_source: SecretSource | None = field(repr=False)
+
+    @property
+    def health_token(self) -> str | None:
+        """What monitoring has to show; ``None`` for no endpoint. Raises ``ConfigurationError``."""
+        if self.health_token_source is None:
+            return None
+        token = secret(self.health_token_source, name="HEALTH_TOKEN")
+        if len(token) < _SHORTEST_HEALTH_TOKEN:
+            raise ConfigurationError(
+                "BIPSYNC['HEALTH_TOKEN'] is too short to be a secret. Make one with: "
+                'python -c "import secrets; print(secrets.token_urlsafe())"'
+            )
+        return token
 
 
 @dataclass(frozen=True)
@@ -391,6 +408,11 @@ _KEYS: Mapping[str, _Key] = {
     "SCOPES": _Key(
         _is_scopes, 'a list of scopes, for example ["users:read"]', _Place.EITHER, required=True
     ),
+    "SERVICE_SCOPES": _Key(
+        lambda v: v is None or _is_scopes(v),
+        'a list of scopes, for example ["users:read"], or None for those of SCOPES',
+        _Place.EITHER,
+    ),
     "TENANTS": _Key(
         _is_tenants,
         'a dict from slug to the settings of that tenant, for example {"acme": {"CLIENT_ID": …}}; '
@@ -473,6 +495,11 @@ _KEYS: Mapping[str, _Key] = {
     "SESSION_CHECK_INTERVAL": _Key(_is_number(0, _DAY), "seconds, 0 to 86400"),
     "KEEP_EVENTS": _Key(
         _is_number(7 * _DAY, 3660 * _DAY), "seconds, 604800 (7 days) to 316224000 (10 years)"
+    ),
+    "KEEP_CLAIMS": _Key(_is_list_of(_is_text), 'a list of claims, for example ["name", "email"]'),
+    "HEALTH_TOKEN": _Key(
+        lambda v: v is None or _is_text(v) or callable(v),
+        'None, or where the secret of your monitoring is, for example "env:HEALTH_TOKEN"',
     ),
 }
 
@@ -587,6 +614,8 @@ def _load() -> Settings:
         deployment=raw.get("DEPLOYMENT", "").strip(),
         session_check_interval=float(raw.get("SESSION_CHECK_INTERVAL", 60)),
         keep_events=float(raw.get("KEEP_EVENTS", 365 * _DAY)),
+        keep_claims=tuple(raw.get("KEEP_CLAIMS", ("name", "email"))),
+        health_token_source=raw.get("HEALTH_TOKEN"),
     )
 
 
@@ -620,6 +649,7 @@ def _tenant(slug: str, raw: Mapping[str, Any]) -> Tenant:
         client_id=raw["CLIENT_ID"],
         client_secret_source=raw["CLIENT_SECRET"],
         scopes=tuple(dict.fromkeys(raw["SCOPES"])),
+        service_scopes=tuple(dict.fromkeys(raw.get("SERVICE_SCOPES") or raw["SCOPES"])),
         web_url=web_url,
         authorize_url=raw.get("AUTHORIZE_URL", f"{web_url}/oauth/authorize"),
         token_url=raw.get("TOKEN_URL", f"{api_url}/v1/oauth/token"),

@@ -7,7 +7,7 @@ from typing import Any, TypeVar, overload
 
 from asgiref.sync import iscoroutinefunction, sync_to_async
 from django.conf import settings
-from django.db import connections
+from django.db import connections, transaction
 from django.db.models import Model
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import resolve_url
@@ -30,7 +30,7 @@ from .exceptions import (
 from .failures import login_url, refuse, refuse_program, wants_page
 from .models import BipsyncToken
 
-__all__ = ["bipsync_token_required", "note_return", "scopes_of_views"]
+__all__ = ["bipsync_token_required", "note_return", "outside_transactions", "scopes_of_views"]
 
 V = TypeVar("V", bound=Callable[..., Any])
 
@@ -92,6 +92,13 @@ def bipsync_token_required(
         return decorated  # type: ignore[no-any-return]
 
     return decorate if view is None else decorate(view)
+
+
+def outside_transactions(view: Any) -> Any:
+    """Keep ``ATOMIC_REQUESTS`` off: a new grant must not be rolled back with its request."""
+    for alias in connections:
+        view = transaction.non_atomic_requests(using=alias)(view)
+    return view
 
 
 def scopes_of_views() -> frozenset[str]:

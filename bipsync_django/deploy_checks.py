@@ -12,16 +12,19 @@ from django.conf import settings
 from django.core import checks
 from django.core.checks import CheckMessage, Error, register
 from django.urls import get_resolver
+from django.utils.module_loading import import_string
 
 from . import conf, decorators
 from .backends import BipsyncBackend, site_backend
 from .conf import Tenant
+from .error_reports import STOCK
 
 __all__ = [
     "check_cache",
     "check_celery",
     "check_emergencies",
     "check_encryption_key",
+    "check_error_reports",
     "check_newcomers",
     "check_scopes",
     "check_session_cookie",
@@ -151,14 +154,46 @@ def check_newcomers(app_configs: Sequence[Any] | None, **kwargs: Any) -> list[Ch
 @register(deploy=True)
 def check_emergencies(app_configs: Sequence[Any] | None, **kwargs: Any) -> list[CheckMessage]:
     """W018: nobody comes in when Bipsync is not there."""
-    if not conf.is_sso_only() or conf.break_glass_users():
+    if not conf.is_sso_only() or (conf.break_glass_users() and _takes_passwords()):
         return []
+    empty = not conf.break_glass_users()
     return [
         checks.Warning(
             "SSO_ONLY is set and BREAK_GLASS_USERS is empty: while Bipsync is away, nobody can "
-            "sign in.",
-            hint=f"Name one account whose password is kept in a safe. {_SEE}",
+            "sign in."
+            if empty
+            else "SSO_ONLY is set and no backend takes the passwords of BREAK_GLASS_USERS: while "
+            "Bipsync is away, nobody can sign in.",
+            hint=f"Name one account whose password is kept in a safe. {_SEE}"
+            if empty
+            else 'Name "django.contrib.auth.backends.ModelBackend" behind BipsyncBackend in '
+            f"AUTHENTICATION_BACKENDS. {_SEE}",
             id="bipsync_django.W018",
+        )
+    ]
+
+
+def _takes_passwords() -> bool:
+    """Whether there is a backend that is not ours, which takes none."""
+    backends = [import_string(path) for path in settings.AUTHENTICATION_BACKENDS]
+    return any(
+        not (isinstance(backend, type) and issubclass(backend, BipsyncBackend))
+        for backend in backends
+    )
+
+
+@register(deploy=True)
+def check_error_reports(app_configs: Sequence[Any] | None, **kwargs: Any) -> list[CheckMessage]:
+    """W019: errors before our middleware are reported with the cookies of sign-ins."""
+    if settings.DEFAULT_EXCEPTION_REPORTER_FILTER != STOCK:
+        return []
+    return [
+        checks.Warning(
+            "Errors in other middleware, tasks and commands are reported with all they know, and "
+            "so with the cookie and the code of a sign-in that is under way.",
+            hint='Set DEFAULT_EXCEPTION_REPORTER_FILTER = "bipsync_django.error_reports.'
+            f'ReporterFilter". {_SEE}',
+            id="bipsync_django.W019",
         )
     ]
 

@@ -396,7 +396,11 @@ def _connections(slugs: set[str]) -> _Findings:
 
 
 def _connections_of(one: health.TenantHealth) -> _Findings:
-    counts = ", ".join(f"{count} {status}" for status, count in one.by_status.items())
+    counts = ", ".join(
+        f"{count} {status}"
+        for status, count in one.by_status.items()
+        if count or status != "unconfirmed"
+    )
     yield Finding("connections", Verdict.OK, f"{counts}.".replace("_", " "), tenant=one.tenant)
     if one.held_back_until is not None:
         yield Finding(

@@ -10,18 +10,19 @@ from django.views.debug import SafeExceptionReporterFilter
 
 from .redaction import redact
 
-__all__ = ["ReporterFilter", "guard"]
+__all__ = ["STOCK", "ReporterFilter", "guard"]
 
 _PACKAGE = __name__.partition(".")[0]
-_STOCK = "django.views.debug.SafeExceptionReporterFilter"
+STOCK = "django.views.debug.SafeExceptionReporterFilter"
+"""Django's own, which is used where a site names none."""
 
 
 class ReporterFilter(SafeExceptionReporterFilter):
     """Hides what this package handles, with ``DEBUG`` too.
 
     The variables of our own frames, our cookies, and whatever looks like a token in the site's.
-    Requests of a site that has the middleware are reported through it; for tasks and commands
-    name it in ``DEFAULT_EXCEPTION_REPORTER_FILTER``.
+    Name it in ``DEFAULT_EXCEPTION_REPORTER_FILTER``: then it holds for tasks, commands, and what
+    fails before a request has come to ``BipsyncSessionMiddleware``, which uses it otherwise.
     """
 
     def get_safe_request_meta(self, request: HttpRequest) -> dict[str, Any]:
@@ -43,9 +44,8 @@ class ReporterFilter(SafeExceptionReporterFilter):
         return {name: self._cleanse(value) for name, value in variables.items()}.items()
 
     def _cleanse(self, value: Any) -> Any:
-        if not isinstance(value, str | bytes | dict | list | tuple | set | frozenset):
-            return value
         try:
+            # As Django is about to show it.
             text = value if isinstance(value, str) else repr(value)
         except Exception:  # noqa: BLE001 - of something inside; Django shows that it fails
             return value
@@ -57,5 +57,5 @@ _FILTER = ReporterFilter()
 
 def guard(request: HttpRequest) -> None:
     """Use ``ReporterFilter`` for errors of this request, unless the site has chosen a filter."""
-    if settings.DEFAULT_EXCEPTION_REPORTER_FILTER == _STOCK:
+    if settings.DEFAULT_EXCEPTION_REPORTER_FILTER == STOCK:
         request.exception_reporter_filter = _FILTER

@@ -207,6 +207,26 @@ FAILURES: Mapping[str, Failure] = {
         needs_administrator=True,
         shows_account=True,
     ),
+    "service_account": Failure(
+        403,
+        _("This Bipsync account does not belong to a person"),
+        _(
+            "This site uses it for its own work, so nobody can sign in with it. Sign in at "
+            "Bipsync as yourself, and try again."
+        ),
+        needs_administrator=True,
+        shows_account=True,
+    ),
+    "person_account": Failure(
+        403,
+        _("This Bipsync account belongs to a person"),
+        _(
+            "Somebody signs in here with it, so it cannot do this site's own work. Sign in at "
+            "Bipsync as the service account, and try again."
+        ),
+        needs_administrator=True,
+        shows_account=True,
+    ),
     "inactive": Failure(
         403,
         _("Your account is switched off"),

@@ -8,6 +8,7 @@ they are, and nothing ties a ciphertext to its row.
 
 import functools
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 from cryptography.fernet import Fernet, InvalidToken
@@ -105,6 +106,9 @@ else:
     _EncryptedTextField = encrypted_fields.EncryptedTextField
 
 
+_FERNET = re.compile(r"gAAAAA[\w-]{80,}={0,2}", re.ASCII)
+
+
 class SealedField(_EncryptedTextField):
     """A column of ``Sealed`` values or NULL; plaintext, expressions and lookups raise TypeError."""
 
@@ -123,11 +127,10 @@ class SealedField(_EncryptedTextField):
         return None if value is None else Sealed(value)
 
     def to_python(self, value: object) -> Sealed | None:
-        # Serialised data holds the ciphertext; a plaintext cannot be told from one and is
-        # refused when it is opened.
+        # Serialised data holds the ciphertext.
         if value is None or isinstance(value, Sealed):
             return value
-        if isinstance(value, str):
+        if isinstance(value, str) and _FERNET.fullmatch(value):
             return Sealed(value)
         raise TypeError(f"{self.name} holds sealed values only; use lifecycle to store a secret.")
 

@@ -37,6 +37,7 @@ from .oauth.client import authorization_url, create_verifier
 
 __all__ = [
     "CONNECT",
+    "SERVICE",
     "SIGN_IN",
     "STEP_UP",
     "Trip",
@@ -44,17 +45,19 @@ __all__ = [
     "callback_path",
     "end",
     "find",
+    "is_https",
     "prune",
     "recall",
     "safe_next",
     "spend",
 ]
 
-# What a trip is for: signing in, what a page needs before it can be shown, or joining a Bipsync
-# account to the person who is signed in.
+# What a trip is for: signing in, what a page needs before it can be shown, joining a Bipsync
+# account to the person who is signed in, or authorising an account for the site itself.
 SIGN_IN = "sign-in"
 STEP_UP = "step-up"
 CONNECT = "connect"
+SERVICE = "service"
 
 LIFETIME = 600
 # A trip that took too long can still be told from an unknown one, and knows where it was going.
@@ -101,9 +104,9 @@ def begin(
 ) -> HttpResponseRedirect:
     """Return the redirect to Bipsync that starts a trip.
 
-    ``purpose`` is ``SIGN_IN``, ``STEP_UP`` or ``CONNECT``. ``next_url`` is where to go afterwards;
-    an unsafe one is dropped. ``scopes`` are those to ask for, by default the tenant's. ``user``
-    is the primary key, as text, of the only person whom this trip may be for.
+    ``purpose`` is ``SIGN_IN``, ``STEP_UP``, ``CONNECT`` or ``SERVICE``. ``next_url`` is where to
+    go afterwards; an unsafe one is dropped. ``scopes`` are those to ask for, by default the
+    tenant's. ``user`` is the primary key, as text, of the only person whom this trip may be for.
 
     Raises ``ConfigurationError``, and ``SignInRefused`` when this browser begins too many.
     """
@@ -130,14 +133,14 @@ def begin(
         )
     )
     cookie = _sealer().encrypt(json.dumps(asdict(trip)).encode()).decode("ascii")
-    limits.count_start(request, response, secure=_is_https(request))
+    limits.count_start(request, response, secure=is_https(request))
     _make_room(request, response, len(cookie))
     response.set_cookie(
         _cookie_name(request, trip.state),
         cookie,
         max_age=_REMEMBERED,
         path="/",
-        secure=_is_https(request),
+        secure=is_https(request),
         httponly=True,
         samesite="Lax",
     )
@@ -256,10 +259,10 @@ def _make_room(request: HttpRequest, response: HttpResponseBase, size: int) -> N
 
 
 def _cookie_name(request: HttpRequest, state: str) -> str:
-    return ("__Host-" if _is_https(request) else "") + _PREFIX + state[:16]
+    return ("__Host-" if is_https(request) else "") + _PREFIX + state[:16]
 
 
-def _is_https(request: HttpRequest) -> bool:
+def is_https(request: HttpRequest) -> bool:
     """Whether the browser speaks https, which a site behind a proxy may say by its address only."""
     try:
         tenants = list(get_settings().tenants.values())

@@ -24,6 +24,8 @@ __all__ = [
     "count_start",
     "count_unconfirmed",
     "expect_room",
+    "is_known",
+    "remember",
 ]
 
 logger = logging.getLogger(__name__)
@@ -34,7 +36,10 @@ MOST_IN_A_BROWSER = 30
 MOST_UNCONFIRMED = 300
 
 _COOKIE = "bipsync_pace"
+_KNOWN = "bipsync_known"
+_KNOWN_FOR = 365 * 86_400
 _SALT = "bipsync_django.limits"
+_SALT_OF_KNOWN = "bipsync_django.limits.known"
 
 
 def count_start(request: HttpRequest, response: HttpResponseBase, *, secure: bool) -> None:
@@ -63,10 +68,35 @@ def count_start(request: HttpRequest, response: HttpResponseBase, *, secure: boo
     )
 
 
-def expect_room(tenant: Tenant) -> None:
-    """Raise ``SignInRefused`` while ``tenant`` has had too many unconfirmed sign-ins."""
+def remember(response: HttpResponseBase, *, secure: bool) -> None:
+    """Let the browser say from now on that somebody has signed in with it, and nothing else."""
+    response.set_cookie(
+        _name_of_known(secure=secure),
+        signing.dumps(1, salt=_SALT_OF_KNOWN),
+        max_age=_KNOWN_FOR,
+        path="/",
+        secure=secure,
+        httponly=True,
+        samesite="Lax",
+    )
+
+
+def is_known(request: HttpRequest, *, secure: bool) -> bool:
+    """Return whether somebody has signed in with this browser within a year."""
+    cookie = request.COOKIES.get(_name_of_known(secure=secure), "")
     try:
-        count = cache.get(_key(tenant), 0)
+        return bool(signing.loads(cookie, salt=_SALT_OF_KNOWN, max_age=_KNOWN_FOR))
+    except signing.BadSignature:
+        return False
+
+
+def expect_room(tenant: Tenant, *, known: bool) -> None:
+    """Raise ``SignInRefused`` while ``tenant`` has had too many unconfirmed sign-ins.
+
+    ``known`` is what ``is_known`` says of the browser.
+    """
+    try:
+        count = cache.get(_key(tenant, known=known), 0)
     except Exception as error:  # noqa: BLE001 - a failing cache keeps nobody out
         logger.warning("The cache failed (%s); sign-ins are not limited.", type(error).__name__)
         return
@@ -78,21 +108,34 @@ def expect_room(tenant: Tenant) -> None:
         )
 
 
-def count_unconfirmed(tenant: Tenant) -> None:
+def count_unconfirmed(tenant: Tenant, *, known: bool) -> None:
     """Count a sign-in at ``tenant`` for which Bipsync was asked in vain."""
-    key = _key(tenant)
+    key = _key(tenant, known=known)
     try:
-        if not cache.add(key, 1, timeout=2 * PERIOD):
-            cache.incr(key)
+        count = 1 if cache.add(key, 1, timeout=2 * PERIOD) else cache.incr(key)
     except ValueError:  # it ran out between the two
         return
     except Exception as error:  # noqa: BLE001 - as above
         logger.warning("The cache failed (%s); a sign-in is not counted.", type(error).__name__)
+        return
+    if count == MOST_UNCONFIRMED:
+        logger.error(
+            "Bipsync did not confirm %s sign-ins at %s within a minute. Until it is over, people "
+            "who have %s signed in here are turned away.",
+            count,
+            tenant.slug,
+            "already" if known else "never",
+        )
 
 
-def _key(tenant: Tenant) -> str:
+def _key(tenant: Tenant, *, known: bool) -> str:
     """Each minute has a key of its own, so that nobody has to take anything back."""
-    return f"bipsync_django.unconfirmed:{tenant.slug}:{math.floor(time.time() / PERIOD)}"
+    minute = math.floor(time.time() / PERIOD)
+    return f"bipsync_django.unconfirmed:{tenant.slug}:{'known' if known else 'new'}:{minute}"
+
+
+def _name_of_known(*, secure: bool) -> str:
+    return f"__Host-{_KNOWN}" if secure else _KNOWN
 
 
 def _starts(cookie: str) -> list[int]:

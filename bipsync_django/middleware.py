@@ -27,7 +27,7 @@ from .conf import get_settings
 from .failures import login_url, refuse_program, wants_page
 from .models import BipsyncToken
 
-__all__ = ["BipsyncSessionMiddleware", "end_lapsed_session", "stamp"]
+__all__ = ["BipsyncSessionMiddleware", "came_from", "end_lapsed_session", "stamp"]
 
 logger = logging.getLogger(__name__)
 
@@ -79,6 +79,12 @@ def end_lapsed_session(request: HttpRequest) -> None:
         logout(request)
 
 
+def came_from(request: HttpRequest, token: BipsyncToken) -> bool:
+    """Return whether this session is one that ends with ``token``."""
+    found = _find_stamp(request)
+    return found is not None and found.token == token.pk
+
+
 class BipsyncSessionMiddleware(MiddlewareMixin):
     """Ends sessions with their grant, and sends people whose grant ran out through sign-in.
 
@@ -86,6 +92,10 @@ class BipsyncSessionMiddleware(MiddlewareMixin):
     at sessions that ``CallbackView`` began and at no others. Views of this package are left
     alone, and pages marked with ``login_not_required`` send nobody to sign in.
     """
+
+    def process_request(self, request: HttpRequest) -> None:
+        """See to it that no error from here on is reported with a secret."""
+        error_reports.guard(request)
 
     def process_view(
         self,
@@ -95,7 +105,6 @@ class BipsyncSessionMiddleware(MiddlewareMixin):
         view_kwargs: dict[str, Any],
     ) -> HttpResponse | None:
         """Return what is to be answered instead of the view, or ``None``."""
-        error_reports.guard(request)
         if _is_ours(request):
             return None
         found = _find_stamp(request)

@@ -70,6 +70,7 @@ class BipsyncToken(models.Model):
     class Status(models.TextChoices):
         ACTIVE = "active", _("active")
         NEEDS_SIGN_IN = "needs_sign_in", _("needs sign-in")
+        UNCONFIRMED = "unconfirmed", _("waits for confirmation")
         DISCONNECTED = "disconnected", _("disconnected")
 
     tenant = models.CharField(_("tenant"), max_length=63)
@@ -88,10 +89,11 @@ class BipsyncToken(models.Model):
     refresh_token = SealedField(null=True)
     scopes = models.TextField(_("scopes"), blank=True, default="")
     status = models.CharField(_("status"), max_length=16, choices=Status, default=Status.ACTIVE)
+    claims = models.JSONField(_("claims"), default=dict, blank=True)
 
     created_at = models.DateTimeField(_("first connected"), default=timezone.now)
     signed_in_at = models.DateTimeField(_("last sign-in"), null=True)
-    obtained_at = models.DateTimeField(_("obtained"), null=True)
+    obtained_at = models.DateTimeField(_("last refresh"), null=True)
     access_expires_at = models.DateTimeField(_("expires"), null=True)
 
     generation = models.PositiveBigIntegerField(default=0)
@@ -121,10 +123,31 @@ class BipsyncToken(models.Model):
                 name="bipsync_token_service_has_no_user",
             ),
         ]
-        indexes = [models.Index(fields=["status", "next_refresh_at"], name="bipsync_token_due")]
+        indexes = [
+            models.Index(fields=["status", "next_refresh_at"], name="bipsync_token_due"),
+            # What the panel counts, without looking at a row.
+            models.Index(
+                fields=["tenant", "status", "access_expires_at"], name="bipsync_token_figures"
+            ),
+            models.Index(fields=["attempt"], name="bipsync_token_failing"),
+        ]
+        permissions = [
+            ("refresh_bipsynctoken", "Can refresh a Bipsync token"),
+            ("retry_bipsynctoken", "Can try an ended Bipsync token again"),
+            ("disconnect_bipsynctoken", "Can disconnect a person from Bipsync"),
+            ("end_sessions_bipsynctoken", "Can end the sessions of a Bipsync token"),
+            ("connect_service_bipsynctoken", "Can connect a Bipsync service account"),
+        ]
 
     def __str__(self) -> str:
         return f"{self.tenant}/{self.subject}"
+
+    @property
+    def owner(self) -> str:
+        """Who this is, for people to read: the user, or what a service account is called."""
+        if self.user is not None:
+            return str(self.user)
+        return str(self.claims.get("name") or self.claims.get("email") or self.subject)
 
     @property
     def scope_set(self) -> frozenset[str]:
@@ -177,9 +200,14 @@ class TokenEvent(models.Model):
         UNLINKED = "unlinked", _("no longer linked to a user")
         RIGHT_GIVEN = "right_given", _("right given")
         RIGHT_TAKEN = "right_taken", _("right taken back")
+        AUTHORISED = "authorised", _("service account authorised")
+        CONFIRMED = "confirmed", _("service account confirmed")
+        REFRESH_ASKED = "refresh_asked", _("refresh asked for")
+        NOT_REFRESHED = "not_refreshed", _("not refreshed")
         REFRESH_FAILED = "refresh_failed", _("refresh failed")
         NEEDS_SIGN_IN = "needs_sign_in", _("needs sign-in")
         DISCONNECTED = "disconnected", _("disconnected")
+        LEFT_VALID = "left_valid", _("the last tokens stay valid at Bipsync until they expire")
         REVIVED = "revived", _("works again")
         DISCARDED = "discarded", _("a late answer was not needed")
         QUARANTINED = "quarantined", _("token held back")

@@ -32,27 +32,42 @@ _REPEATING = (
     "urllib3.util.retry",
 )
 
-_NAMES = "access_token|refresh_token|client_secret|code_verifier|code|state"
+_NAMES = "access_token|refresh_token|id_token|client_secret|code_verifier|code|state"
+# An access token, or another JWT. Possessive, and a run of "eyJ" is taken as a whole: whoever
+# makes an address of a thousand of them must not make each one a new start.
+_JWT = re.compile(r"eyJ[\w-]{6,}+(\.[\w-]++\.[\w-]*+)?")
 _SECRETS = (
-    # An access token, or another JWT.
-    re.compile(r"eyJ[\w-]{6,}\.[\w-]+\.[\w-]*"),
     # league/oauth2-server's refresh tokens and codes.
     re.compile(r"def50200[0-9a-f]{8,}"),
     # Of what is sealed with Fernet: cookies of trips, columns of tokens.
     re.compile(r"gAAAAA[\w-]{60,}=*"),
     re.compile(r"(?i)(?<=\bBearer )[^\s'\",]+"),
 )
-# In an address, a form, JSON or the repr of a dict.
+_BASIC = re.compile(r"(?i)(\bauthorization\b['\"]?\s*[:=,]\s*b?['\"]?basic\s+)[^\s'\"]+")
+_QUOTE = r"\\?['\"]|%22"
+# In an address, a form, JSON, or the repr of a dict or of a list of pairs.
 _NAMED = re.compile(
-    rf"(?i)(?P<before>\b|%3F|%26)(?P<name>{_NAMES})(?P<between>['\"]?\s*(?:=|:|%3D)\s*b?['\"]?)(?P<value>[^\s&'\",;)}}\]]+)"
+    rf"(?is)(?P<before>\b|%3F|%26|%22)(?P<name>{_NAMES})"
+    rf"(?P<between>(?:{_QUOTE})?\s*(?:=|:|%3D|%3A)\s*b?|(?:{_QUOTE})\s*,\s*b?)"
+    rf"(?:(?P<quote>{_QUOTE}).*?(?P=quote)|(?:{_QUOTE})?[^\s&'\",;)}}\]]+)"
 )
 
 
 def redact(text: str) -> str:
-    """Return ``text`` without what looks like a token, a code or a client secret."""
+    """Return ``text`` without what looks like a token, a code or a client secret.
+
+    It takes time in proportion to the text, whatever that is: visitors write some of it.
+    """
+    text = _JWT.sub(lambda found: REDACTED if found[1] else found[0], text)
     for pattern in _SECRETS:
         text = pattern.sub(REDACTED, text)
-    return _NAMED.sub(rf"\g<before>\g<name>\g<between>{REDACTED}", text)
+    text = _BASIC.sub(rf"\g<1>{REDACTED}", text)
+    return _NAMED.sub(_without_value, text)
+
+
+def _without_value(found: re.Match[str]) -> str:
+    quote = found["quote"] or ""
+    return f"{found['before']}{found['name']}{found['between']}{quote}{REDACTED}{quote}"
 
 
 def install() -> None:
@@ -75,7 +90,9 @@ def forget_variables(error: BaseException, outer: BaseException | None) -> None:
     being handled when our own code began: its frames are the site's, and may go on.
     """
     link: BaseException | None = error
-    while link is not None and link is not outer:
+    seen: set[int] = set()
+    while link is not None and link is not outer and id(link) not in seen:
+        seen.add(id(link))
         traceback.clear_frames(link.__traceback__)
         link = link.__context__
 
@@ -107,19 +124,28 @@ class _Redaction(logging.Filter):
         return True
 
 
-def _says_a_secret(error: BaseException | None) -> bool:
+def _says_a_secret(error: BaseException) -> bool:
     """Whether the error, or what led to it, says one. Lines of source in a traceback only look so.
 
     An error whose text cannot be had counts as one that does.
     """
-    while error is not None:
+    todo: list[BaseException | None] = [error]
+    seen: set[int] = set()
+    while todo:
+        link = todo.pop()
+        # An error may be its own cause.
+        if link is None or id(link) in seen:
+            continue
+        seen.add(id(link))
         try:
-            text = str(error)
+            said = "\n".join(map(str, (link, *getattr(link, "__notes__", ()))))
         except Exception:  # noqa: BLE001 - its own
             return True
-        if redact(text) != text:
+        if redact(said) != said:
             return True
-        error = error.__cause__ or error.__context__
+        todo += [link.__cause__, link.__context__]
+        if isinstance(link, BaseExceptionGroup):
+            todo += link.exceptions
     return False
 
 

@@ -4,7 +4,7 @@ from celery import shared_task
 
 from . import events, flow, lifecycle
 
-__all__ = ["prune", "refresh_due_tokens", "refresh_token"]
+__all__ = ["prune", "refresh_asked", "refresh_due_tokens", "refresh_many", "refresh_token"]
 
 _BATCH = 500
 
@@ -33,7 +33,27 @@ def refresh_token(pk: int) -> None:
 
 
 @shared_task(ignore_result=True, soft_time_limit=240, time_limit=300)
+def refresh_many(batch: str) -> None:
+    """Hand the rows of a batch to workers: those for which an event says that it was asked for."""
+    for pk in events.asked_for(batch).values_list("token_id", flat=True):
+        refresh_asked.apply_async((pk,), expires=lifecycle.TAKEN_FOR.total_seconds())
+
+
+@shared_task(
+    ignore_result=True,
+    acks_late=True,
+    reject_on_worker_lost=True,
+    soft_time_limit=90,
+    time_limit=120,
+)
+def refresh_asked(pk: int) -> None:
+    """Refresh one row because an administrator has asked for it. Running it twice is harmless."""
+    lifecycle.refresh_asked(pk)
+
+
+@shared_task(ignore_result=True, soft_time_limit=240, time_limit=300)
 def prune() -> None:
     """Delete spent sign-ins, and events and counts older than ``KEEP_EVENTS``. Run it hourly."""
     flow.prune()
     events.prune()
+    lifecycle.prune_unconfirmed()

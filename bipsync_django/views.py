@@ -1,14 +1,16 @@
 """The browser side of signing in and out."""
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlencode
 
 from django.conf import settings
-from django.contrib.auth import authenticate, get_user_model, login
+from django.contrib.auth import authenticate, get_user_model, login, logout
 from django.contrib.auth import views as auth_views
 from django.contrib.auth.decorators import login_not_required, login_required
 from django.contrib.auth.models import AbstractBaseUser
-from django.db import Error, connections, transaction
+from django.db import Error
 from django.http import HttpRequest, HttpResponse, HttpResponseBase, HttpResponseRedirect, QueryDict
 from django.shortcuts import render, resolve_url
 from django.urls import reverse
@@ -19,9 +21,9 @@ from django.views.decorators.csrf import csrf_protect
 from django.views.decorators.debug import sensitive_variables
 from django.views.generic import View
 
-from . import error_reports, flow, lifecycle, limits
+from . import error_reports, flow, lifecycle, limits, scopes
 from .conf import Tenant, get_settings, get_tenant
-from .decorators import note_return
+from .decorators import note_return, outside_transactions
 from .durable import database
 from .exceptions import (
     ConfigurationError,
@@ -34,13 +36,25 @@ from .exceptions import (
     TokenRefused,
 )
 from .failures import login_url, refuse, refuse_program, wants_page
-from .middleware import end_lapsed_session, stamp
+from .middleware import came_from, end_lapsed_session, stamp
 from .models import BipsyncToken, TokenEvent
 from .oauth.claims import Claims, validate_access_token
 from .oauth.client import TokenPair, exchange_code
 from .users import SignIn, account_name
 
-__all__ = ["CallbackView", "ConnectView", "LoginView", "LogoutView"]
+__all__ = [
+    "CONNECT_SERVICE",
+    "CallbackView",
+    "ConnectView",
+    "ConnectionView",
+    "DisconnectView",
+    "LoginView",
+    "LogoutView",
+    "leave",
+]
+
+CONNECT_SERVICE = "bipsync_django.connect_service_bipsynctoken"
+"""The permission to authorise and confirm a service account."""
 
 _RESUMED = "resumed"
 _LONGEST_PARAMETER = 8192
@@ -53,14 +67,7 @@ _PROVIDER_ERRORS = {
 }
 
 
-def _outside_transactions(view: Any) -> Any:
-    """Keep ``ATOMIC_REQUESTS`` off: a new grant must not be rolled back with its request."""
-    for alias in connections:
-        view = transaction.non_atomic_requests(using=alias)(view)
-    return view
-
-
-@method_decorator([login_not_required, never_cache, _outside_transactions], name="dispatch")
+@method_decorator([login_not_required, never_cache, outside_transactions], name="dispatch")
 class _SignInView(View):
     """What both ends of a trip share: nothing is cached, and every failure is a page."""
 
@@ -142,6 +149,11 @@ class CallbackView(_SignInView):
         self._expect_the_same_person(trip)
         claims, pair, found = self._redeem(trip, self._parameter("code"))
         self.account, self.web_url = account_name(found, claims), found.web_url
+        if trip.purpose == flow.SERVICE:
+            self._authorise(trip, found, claims, pair)
+            response = HttpResponseRedirect(_destination(request, trip))
+            flow.end(request, response, trip.state)
+            return response
         user, token = self._sign_in(trip, found, claims, pair)
         if not user.is_active:
             # Created so, to be switched on by somebody: the next request would not know them.
@@ -152,6 +164,7 @@ class CallbackView(_SignInView):
         if trip.purpose == flow.STEP_UP:
             note_return(request, trip)
         response = HttpResponseRedirect(_destination(request, trip))
+        limits.remember(response, secure=flow.is_https(request))
         flow.end(request, response, trip.state)
         return response
 
@@ -169,7 +182,7 @@ class CallbackView(_SignInView):
             return resolve_url(settings.LOGIN_REDIRECT_URL)
         if trip is None:
             return login_url("", self.kwargs.get("tenant"))
-        if trip.purpose == flow.STEP_UP:
+        if trip.purpose in {flow.STEP_UP, flow.SERVICE}:
             # The page itself knows what to ask for.
             return _destination(request, trip)
         if trip.purpose == flow.CONNECT:
@@ -226,7 +239,8 @@ class CallbackView(_SignInView):
         try:
             user = self.request.user
             # Whoever connects an account has to be here still; a sign-in may find nobody.
-            may_be_nobody = trip.purpose != flow.CONNECT and not user.is_authenticated
+            connects = trip.purpose in {flow.CONNECT, flow.SERVICE}
+            may_be_nobody = not connects and not user.is_authenticated
             is_other = bool(trip.user) and str(user.pk) != trip.user and not may_be_nobody
         except Error as error:
             raise SignInRefused("storage_unavailable", type(error).__name__) from error
@@ -237,7 +251,7 @@ class CallbackView(_SignInView):
     def _redeem(self, trip: flow.Trip, code: str) -> tuple[Claims, TokenPair, Tenant]:
         try:
             tenant = get_tenant(trip.tenant)
-            limits.expect_room(tenant)
+            limits.expect_room(tenant, known=self._is_known())
             pair = self._exchange(trip, tenant, code)
             claims = validate_access_token(pair.access_token, tenant, from_provider=True)
         except GrantDead as error:
@@ -250,6 +264,9 @@ class CallbackView(_SignInView):
             raise SignInRefused("token_refused", str(error)) from error
         return claims, pair, tenant
 
+    def _is_known(self) -> bool:
+        return limits.is_known(self.request, secure=flow.is_https(self.request))
+
     @sensitive_variables()
     def _exchange(self, trip: flow.Trip, tenant: Tenant, code: str) -> TokenPair:
         try:
@@ -257,7 +274,7 @@ class CallbackView(_SignInView):
                 tenant, code=code, verifier=trip.verifier, redirect_uri=trip.redirect_uri
             )
         except TokenEndpointError:
-            limits.count_unconfirmed(tenant)
+            limits.count_unconfirmed(tenant, known=self._is_known())
             raise
 
     @sensitive_variables()
@@ -287,7 +304,7 @@ class CallbackView(_SignInView):
             signed_in.append(user)
             return user
 
-        try:
+        with _storing():
             token = lifecycle.sign_in(
                 tenant,
                 claims,
@@ -296,11 +313,15 @@ class CallbackView(_SignInView):
                 resolve_user=resolve_user,
                 event=TokenEvent.Name.CONNECTED if is_connecting else TokenEvent.Name.SIGNED_IN,
             )
-        except ConfigurationError as error:
-            raise SignInRefused("misconfigured", str(error)) from error
-        except Error as error:
-            raise SignInRefused("storage_unavailable", type(error).__name__) from error
         return signed_in[0], token
+
+    @sensitive_variables()
+    def _authorise(self, trip: flow.Trip, tenant: Tenant, claims: Claims, pair: TokenPair) -> None:
+        with _storing():
+            person: Any = _person_here(self.request)
+            if not person.is_active or not person.has_perm(CONNECT_SERVICE):
+                raise SignInRefused("not_allowed", "The permission for it was taken meanwhile.")
+            lifecycle.authorise_service(tenant, claims, pair, scopes=trip.scopes, actor=person)
 
 
 @method_decorator(login_required, name="get")
@@ -337,24 +358,69 @@ class ConnectView(_SignInView):
         if not request.user.is_authenticated:
             return HttpResponseRedirect(login_url(self.next_url(request), tenant))
         try:
-            away = flow.begin(
-                request,
-                _tenant_at(tenant),
-                purpose=flow.CONNECT,
-                next_url=self.next_url(request),
-                user=str(request.user.pk),
-            )
+            return leave(request, _tenant_at(tenant), flow.CONNECT, next_url=self.next_url(request))
         except ConfigurationError as error:
             raise SignInRefused("misconfigured", str(error)) from error
-        # No redirect: where a Content-Security-Policy says form-action 'self', browsers would
-        # follow none to Bipsync from a form.
-        response = render(request, "bipsync_django/leave.html", {"bipsync_url": away.url})
-        response.headers["Refresh"] = f"0; url={away.url}"
-        response.cookies = away.cookies
-        return response
 
     def retry_url(self, request: HttpRequest, reason: str) -> str:
         return _connect_url(self.next_url(request), self.kwargs.get("tenant"))
+
+
+@method_decorator([never_cache, login_required], name="dispatch")
+class ConnectionView(View):
+    """``connection/``: a person's own connections, in their words."""
+
+    http_method_names = ["get", "head", "options"]
+
+    def get(self, request: HttpRequest) -> HttpResponse:
+        here = request.get_full_path()
+        try:
+            connections = [
+                _connection(request.user, tenant, here)
+                for tenant in get_settings().tenants.values()
+            ]
+        except ConfigurationError as error:
+            home = resolve_url(settings.LOGIN_REDIRECT_URL)
+            return refuse(request, "misconfigured", str(error), retry_url=home)
+        context = {"connections": connections, "home_url": resolve_url(settings.LOGIN_REDIRECT_URL)}
+        return render(request, "bipsync_django/connection.html", context)
+
+
+@method_decorator([never_cache, login_required, outside_transactions], name="dispatch")
+@method_decorator(csrf_protect, name="dispatch")
+class DisconnectView(View):
+    """``disconnect/<tenant>/``: what giving the connection up means, and a button that does it."""
+
+    http_method_names = ["get", "head", "post", "options"]
+
+    def get(self, request: HttpRequest, tenant: str) -> HttpResponse:
+        return self._answer(request, tenant, "bipsync_django/disconnect.html")
+
+    def post(self, request: HttpRequest, tenant: str) -> HttpResponse:
+        return self._answer(request, tenant, "bipsync_django/disconnected.html")
+
+    def _answer(self, request: HttpRequest, slug: str, template: str) -> HttpResponse:
+        try:
+            tenant = get_settings().tenants.get(slug)
+        except ConfigurationError:
+            tenant = None
+        person: Any = request.user
+        grant = None if tenant is None else lifecycle.grant_of(person, tenant)
+        if grant is None or grant.status == BipsyncToken.Status.DISCONNECTED or tenant is None:
+            return HttpResponseRedirect(reverse("bipsync:connection"))
+        ends_session = came_from(request, grant)
+        if request.method == "POST":
+            lifecycle.disconnect(grant, actor=person)
+            if ends_session:
+                logout(request)
+        context = {
+            "name": tenant.name,
+            "web_url": tenant.web_url,
+            "ends_session": ends_session,
+            "back_url": reverse("bipsync:connection"),
+            "login_url": login_url(""),
+        }
+        return render(request, template, context)
 
 
 @method_decorator(login_not_required, name="dispatch")
@@ -371,6 +437,61 @@ class LogoutView(auth_views.LogoutView):
 
     def get_context_data(self, **kwargs: Any) -> dict[str, Any]:
         return super().get_context_data(login_url=login_url(""), **kwargs)
+
+
+def leave(
+    request: HttpRequest,
+    tenant: Tenant,
+    purpose: str,
+    *,
+    next_url: str,
+    scopes: Iterable[str] | None = None,
+) -> HttpResponse:
+    """Send the person who has pressed a button to Bipsync, on a trip that only they can end.
+
+    ``purpose``, ``next_url`` and ``scopes`` are as in ``flow.begin``, which raises what this does.
+    """
+    away = flow.begin(
+        request,
+        tenant,
+        purpose=purpose,
+        next_url=next_url,
+        scopes=scopes,
+        user=str(request.user.pk),
+    )
+    # No redirect: where a Content-Security-Policy says form-action 'self', browsers would
+    # follow none to Bipsync from a form.
+    response = render(request, "bipsync_django/leave.html", {"bipsync_url": away.url})
+    response.headers["Refresh"] = f"0; url={away.url}"
+    response.cookies = away.cookies
+    return response
+
+
+def _connection(person: Any, tenant: Tenant, here: str) -> dict[str, Any]:
+    grant = lifecycle.grant_of(person, tenant)
+    status = None if grant is None else grant.status
+    return {
+        "name": tenant.name,
+        "grant": grant,
+        "account": grant.claims.get("name") or grant.claims.get("email") if grant else None,
+        "works": status == BipsyncToken.Status.ACTIVE,
+        "needs_sign_in": status == BipsyncToken.Status.NEEDS_SIGN_IN,
+        "scopes": scopes.describe(grant.scope_set) if grant else [],
+        "login_url": login_url(here, tenant.slug),
+        "connect_url": _connect_url(here, tenant.slug),
+        "disconnect_url": reverse("bipsync:disconnect", kwargs={"tenant": tenant.slug}),
+    }
+
+
+@contextmanager
+def _storing() -> Iterator[None]:
+    """Turn what goes wrong with settings and database into a page."""
+    try:
+        yield
+    except ConfigurationError as error:
+        raise SignInRefused("misconfigured", str(error)) from error
+    except Error as error:
+        raise SignInRefused("storage_unavailable", type(error).__name__) from error
 
 
 def _tenant_at(slug: str | None) -> Tenant:

@@ -10,7 +10,7 @@ from tests import databases
 from tests.databases import on
 from tests.signing import forget_keys
 
-pytest_plugins = ["bipsync_django.testing.fixtures"]
+pytest_plugins = ["bipsync_django.testing.fixtures", "tests.portal"]
 
 
 @pytest.fixture(autouse=True)

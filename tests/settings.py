@@ -18,12 +18,12 @@ DATABASES = {"default": databases.sqlite(), **databases.servers()}
 DATABASE_ROUTERS = ["tests.databases.Router"]
 
 INSTALLED_APPS = [
+    "bipsync_django",
     "django.contrib.admin",
     "django.contrib.auth",
     "django.contrib.contenttypes",
     "django.contrib.sessions",
     "django.contrib.messages",
-    "bipsync_django",
     "tests",
 ]
 MIDDLEWARE = [

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from asgiref.sync import async_to_sync
 from django.contrib.auth import aauthenticate, authenticate
+from django.contrib.auth.backends import ModelBackend
 from django.contrib.auth.models import Group, Permission, User
 from django.contrib.auth.signals import user_login_failed
 
@@ -154,6 +155,39 @@ def test_with_sso_only_the_account_for_emergencies_gets_in_and_that_is_an_error_
     assert browser.user_id() == str(user.pk)
     (record,) = [one for one in caplog.records if one.name == "bipsync_django.backends"]
     assert (record.levelname, record.args) == ("ERROR", (user.pk,))
+
+
+class ByAddress(ModelBackend):
+    """A site's own backend, which takes e-mail addresses."""
+
+    def authenticate(
+        self, request: Any, username: Any = None, password: Any = None, **kwargs: Any
+    ) -> Any:
+        user = User.objects.filter(email=kwargs.get("email")).first()
+        return user if user is not None and user.check_password(password) else None
+
+
+@pytest.mark.usefixtures("sso_only")
+def test_with_sso_only_a_second_name_opens_no_door(settings: Any) -> None:
+    settings.AUTHENTICATION_BACKENDS = [
+        "bipsync_django.backends.BipsyncBackend",
+        f"{__name__}.ByAddress",
+    ]
+    User.objects.create_user("bob", "bob@acme.example", "secret")
+    both: Any = {"username": "emergency", "email": "bob@acme.example", "password": "secret"}
+    assert authenticate(**both) is None
+    settings.BIPSYNC = {**settings.BIPSYNC, "SSO_ONLY": False}
+    assert authenticate(**both) is not None
+
+
+@pytest.mark.usefixtures("sso_only")
+def test_with_sso_only_a_refused_name_costs_a_hash_like_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hashed: list[object] = []
+    monkeypatch.setattr(User, "set_password", lambda self, password: hashed.append(password))
+    assert authenticate(username="ada", password="guess") is None
+    assert hashed == ["guess"]
 
 
 @pytest.mark.usefixtures("sso_only")

@@ -56,6 +56,13 @@ def test_race() -> None:
         assert (calls, one_call, alive) == ("1", "1/1", "1/1")
 
 
+def test_panel() -> None:
+    rows = run("panel", "--tokens", "200", "--events", "400", on=one_database())
+    assert len(rows) == 4
+    for *_, few, many in rows:
+        assert few == f"{many},"
+
+
 def test_rollback() -> None:
     rows = {name: rest for name, *rest in run("rollback", "--views", "2", on=available())}
     assert set(rows) == set(available())

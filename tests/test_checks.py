@@ -120,6 +120,13 @@ def test_e007_passwords_must_not_go_past_sso_only(settings: Any) -> None:
     assert found() == []
 
 
+def test_e007_is_said_whatever_else_is_wrong(settings: Any) -> None:
+    settings.AUTHENTICATION_BACKENDS = [MODEL_BACKEND, f"{__name__}.OwnBackend"]
+    settings.LOGIN_URL, settings.ROOT_URLCONF = "https://sso.example/login", __name__
+    change(settings, SSO_ONLY=True)
+    assert {message.id for message in found()} == {"bipsync_django.E007", "bipsync_django.W001"}
+
+
 def test_w001_the_urls_have_to_be_included(settings: Any) -> None:
     settings.LOGIN_URL = "https://sso.example/login"
     settings.ROOT_URLCONF = __name__

@@ -9,7 +9,7 @@ from celery import current_app
 from cryptography.fernet import Fernet
 from django.core import checks
 
-from bipsync_django import decorators
+from bipsync_django import decorators, error_reports
 from bipsync_django.backends import BipsyncBackend
 from bipsync_django.decorators import bipsync_token_required
 from bipsync_django.schedule import BEAT_SCHEDULE
@@ -24,6 +24,7 @@ class Colleagues(BipsyncBackend):
 def _a_site_that_is_well(settings: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     settings.FIELD_ENCRYPTION_KEY = Fernet.generate_key().decode()
     settings.SESSION_COOKIE_SECURE = True
+    settings.DEFAULT_EXCEPTION_REPORTER_FILTER = "bipsync_django.error_reports.ReporterFilter"
     settings.CACHES = {
         "default": {"BACKEND": "django.core.cache.backends.db.DatabaseCache", "LOCATION": "cache"}
     }
@@ -71,6 +72,16 @@ def test_w018_nobody_for_emergencies(settings: Any) -> None:
     change(settings, SSO_ONLY=True)
     assert found() == ["W018"]
     change(settings, BREAK_GLASS_USERS=["emergency"])
+    assert found() == []
+    # Nobody takes their password: ours does not.
+    settings.AUTHENTICATION_BACKENDS = ["bipsync_django.backends.BipsyncBackend"]
+    assert found() == ["W018"]
+
+
+def test_w019_errors_are_reported_in_full(settings: Any) -> None:
+    settings.DEFAULT_EXCEPTION_REPORTER_FILTER = error_reports.STOCK
+    assert found() == ["W019"]
+    settings.DEFAULT_EXCEPTION_REPORTER_FILTER = "site.Filter"
     assert found() == []
 
 

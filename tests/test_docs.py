@@ -36,6 +36,7 @@ from bipsync_django import (
     testing,
     urls,
 )
+from bipsync_django.admin.actions import ACTIONS
 from bipsync_django.failures import FAILURES
 from bipsync_django.lifecycle import Outcome
 from bipsync_django.models import BipsyncToken, HourlyCount, TenantState, TokenEvent
@@ -158,8 +159,22 @@ def test_python_examples_compile(page: str) -> None:
 @pytest.mark.parametrize("path", LINKED, ids=lambda path: path.name)
 def test_what_the_documentation_names_exists(path: Path) -> None:
     for name in set(re.findall(r"\bbipsync_django(?:\.\w+)+", path.read_text())):
-        if not re.search(r"\.[EW]\d{3}$|\.view_bipsynctoken$", name):
+        if not re.search(r"\.[EW]\d{3}$", name) and name not in permissions():
             assert exists(name), f"{path.name}: {name}"
+
+
+def permissions() -> set[str]:
+    own = [f"bipsync_django.{codename}" for codename, _ in BipsyncToken._meta.permissions]
+    return {"bipsync_django.view_bipsynctoken", *own}
+
+
+def test_every_action_of_the_admin_is_documented_with_its_permission() -> None:
+    rows = re.findall(r"(?m)^\| ([^|`]+) \| `(\w+)` \|", section("admin.md", "What you can do"))
+    assert {name: title for title, name in rows} == {
+        f"{action.name}_bipsynctoken": str(action.title) for action in ACTIONS.values()
+    }
+    for name in permissions():
+        assert name.removeprefix("bipsync_django.") in text("admin.md"), name
 
 
 def exists(dotted: str) -> bool:
@@ -207,7 +222,14 @@ def test_defaults_are_those_of_the_code(settings: Any) -> None:
             assert default == "required"
             continue
         if not default.startswith("`"):
-            assert key in {"TENANTS", "NAME", "REDIRECT_URI", "AUDIENCE", "ALLOW_INSECURE_LOOPBACK"}
+            assert key in {
+                "TENANTS",
+                "NAME",
+                "REDIRECT_URI",
+                "AUDIENCE",
+                "ALLOW_INSECURE_LOOPBACK",
+                "SERVICE_SCOPES",
+            }
             continue
         owner: Any = tenant if hasattr(tenant, key.lower()) else conf.get_settings()
         value: Any = by_themselves[key]() if key in by_themselves else getattr(owner, key.lower())
@@ -218,8 +240,8 @@ def test_defaults_are_those_of_the_code(settings: Any) -> None:
             .replace("{CLIENT}", "acme")
             .replace("{API_URL}", tenant.api_url)
         )
-        if isinstance(value, frozenset):
-            value = list(value)
+        if isinstance(value, frozenset | tuple):
+            value, told = list(value), told.replace('"', "'")
         assert str(float(told) if isinstance(value, float) else told) == str(value), key
     assert (tenant.redirect_uri, tenant.audience, tenant.name) == (None, "i", "acme")
     assert tenant.allow_insecure_loopback is settings.DEBUG
@@ -350,9 +372,11 @@ def test_every_template_is_documented_with_its_context() -> None:
     assert set(told) == {path.relative_to(folder).as_posix() for path in folder.rglob("*.html")}
     for name, (_, context) in told.items():
         source = (folder / name).read_text()
-        own = {*re.findall(r"\{% for (\w+) in", source), *re.findall(r" with (\w+)=", source)}
-        loops = re.findall(r"\{% for \w+ in (\w+)", source)
-        for variable in {*re.findall(r"\{\{ (\w+)", source), *loops} - own:
+        each = ", ".join(re.findall(r"\{% for ([\w, ]+) in", source)).split(", ")
+        own = {*each, *re.findall(r" with (\w+)=", source), "counter"}
+        loops = re.findall(r"\{% for [\w, ]+ in (\w+)", source)
+        djangos = {"block", "forloop"}
+        for variable in {*re.findall(r"\{\{ (\w+)", source), *loops} - own - djangos:
             assert f"`{variable}`" in context or variable.isupper(), f"{name}: {variable}"
 
 
@@ -395,7 +419,9 @@ def test_every_counter_is_documented() -> None:
     counters = set(re.findall(r"\bcount\([\w.]+, \"(\w+)\"\)", LIFECYCLE))
     # What people do is counted under the event's name.
     assert "count(tenant.slug, event.value)" in LIFECYCLE
-    counters |= {TokenEvent.Name.SIGNED_IN.value, TokenEvent.Name.CONNECTED.value}
+    assert "count(tenant.slug, Event.AUTHORISED.value)" in LIFECYCLE
+    names = TokenEvent.Name
+    counters |= {names.SIGNED_IN.value, names.CONNECTED.value, names.AUTHORISED.value}
     assert set(table("tokens.md", "Hourly counters")) == counters
 
 

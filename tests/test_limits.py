@@ -101,6 +101,32 @@ def test_codes_that_are_made_up_cost_bipsync_a_bounded_number_of_calls(
     assert signed_in(bipsync).user_id()
 
 
+def test_a_stranger_who_uses_the_count_up_keeps_nobody_out_who_was_here_before(
+    bipsync: SimulatedBipsync, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(limits, "MOST_UNCONFIRMED", 3)
+    browser = signed_in(bipsync)
+    assert [_code_that_is_made_up(bipsync).status_code for _ in range(4)] == [400, 400, 400, 429]
+    (error,) = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert "people who have never signed in here are turned away" in error.getMessage()
+    del browser.cookies["sessionid"]
+    assert browser.open(bipsync.approve(browser.begin())).status_code == 302
+    # A new browser has to wait.
+    new = Browser()
+    assert new.open(bipsync.approve(new.begin())).status_code == 429
+
+
+@pytest.mark.parametrize("cookie", ["", "x", signing.dumps(1, salt="another purpose")])
+def test_a_browser_cannot_say_by_itself_that_it_was_here(
+    bipsync: SimulatedBipsync, monkeypatch: pytest.MonkeyPatch, cookie: str
+) -> None:
+    monkeypatch.setattr(limits, "MOST_UNCONFIRMED", 1)
+    _code_that_is_made_up(bipsync)
+    browser = Browser()
+    browser.cookies["__Host-bipsync_known"] = cookie
+    assert browser.open(bipsync.approve(browser.begin())).status_code == 429
+
+
 def test_sign_ins_that_succeed_are_not_counted(
     bipsync: SimulatedBipsync, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,6 +14,7 @@ import pytest
 from django.contrib.auth.models import AnonymousUser
 from django.contrib.sessions.backends.cache import SessionStore
 from django.views.debug import ExceptionReporter
+from requests.structures import CaseInsensitiveDict
 
 from bipsync_django import error_reports, redaction
 from bipsync_django.conf import Tenant, get_tenant
@@ -60,7 +61,9 @@ class Records(logging.Handler):
 def everything(error: BaseException | None) -> list[str]:
     """Return what can be shown of an exception and of all that led to it, hidden parts too."""
     shown: list[str] = []
-    while error is not None:
+    seen: list[BaseException] = []
+    while error is not None and not any(error is one for one in seen):
+        seen.append(error)
         shown += [str(error), repr(error), repr(error.args), repr(vars(error))]
         shown += traceback.format_exception(error)
         error = error.__cause__ or error.__context__
@@ -404,6 +407,75 @@ def test_every_logger_of_ours_is_guarded() -> None:
             assert redaction._REDACTION in logging.getLogger(name).filters, name
 
 
+def test_an_error_that_is_its_own_cause_stops_nothing(records: list[str]) -> None:
+    try:
+        raise ValueError("round and round")
+    except ValueError as error:
+        with pytest.raises(ValueError, match="round") as caught:
+            raise error from error
+    outer = RuntimeError("wrapped")
+    outer.__cause__, caught.value.__cause__ = caught.value, outer
+    for error_ in (caught.value, outer):
+        logging.getLogger("django.request").error("failed", exc_info=error_)
+        redaction.forget_variables(error_, None)
+    assert any("round and round" in line for line in records)
+
+
+def test_notes_and_groups_of_errors_are_redacted(records: list[str]) -> None:
+    noted = ValueError("refused")
+    noted.add_note(f"Authorization: Bearer {JWT}")
+    group = ExceptionGroup("several", [ValueError("one"), ExceptionGroup("in", [TypeError(JWT)])])
+    for error in (noted, group):
+        logging.getLogger("django.request").error("failed", exc_info=error)
+    assert sum("Traceback" in line or "refused" in line for line in records)
+    assert_hidden([JWT], records)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "eyJ" * 70_000,
+        "eyJaaaaaa." * 20_000,
+        "eyJaaaaaa.eyJaaaaaa" * 10_000,
+        "code='" * 30_000,
+        "code=\"code='" * 20_000,
+        "code%22:%22" * 20_000,
+        "def50200" * 25_000,
+        "gAAAAA" * 35_000,
+        "authorization:" * 15_000,
+        "code" * 50_000,
+        "code = " * 30_000,
+    ],
+    ids=lambda text: text[:20],
+)
+@pytest.mark.timeout(60)
+def test_no_text_stops_a_process(text: str) -> None:
+    # With a pattern that starts over and over, the first of them takes five minutes.
+    redaction.redact(text * 2)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{{'client_secret': '{}'}}",
+        "[('client_secret', '{}')]",
+        '{{\\"client_secret\\": \\"{}\\"}}',
+        "%22client_secret%22%3A%22{}%22",
+        "Authorization: Basic {}",
+        "{{'Authorization': 'Basic {}'}}",
+        "id_token={}",
+        "code='{}",
+    ],
+)
+def test_a_secret_is_redacted_to_its_end_however_it_is_written(text: str) -> None:
+    for secret in ("Zx9aQrestOfIt", "Zx9;Q)rest,of}it"):
+        if "'" in text or '"' in text or secret.isalnum():
+            said = redaction.redact(text.format(secret))
+            closed = text != "code='{}"
+            assert ("rest" not in said) or (not closed and ";" in secret), said
+            assert "Zx9" not in said
+
+
 def test_a_message_that_cannot_be_put_together_is_not_shown_and_stops_nobody(
     records: list[str],
 ) -> None:
@@ -423,7 +495,9 @@ def test_a_message_without_secrets_keeps_its_arguments(caplog: pytest.LogCapture
 
 def view_with_secrets(request: Any) -> Any:
     access_token, headers = JWT, {"X": REFRESH}
-    raise RuntimeError("a mistake of the site's", len(access_token), len(headers))
+    lower_case, error = CaseInsensitiveDict(X=JWT), ValueError(f"bad: {JWT}")
+    kept = len(access_token), len(headers), len(lower_case), len(error.args)
+    raise RuntimeError("a mistake of the site's", kept)
 
 
 class Opaque:
@@ -453,7 +527,7 @@ def test_the_report_of_a_sites_mistake_shows_no_token(
     request.user = AnonymousUser()
     request.session = SessionStore()
     middleware = BipsyncSessionMiddleware(view)
-    middleware.process_view(request, view, (), {})
+    middleware.process_request(request)
     with pytest.raises((RuntimeError, TypeError)) as caught:
         view(request)
     reporter = ExceptionReporter(
@@ -482,7 +556,7 @@ def test_a_value_that_cannot_be_shown_stops_no_report() -> None:
 
 # --- the text of an object
 
-_HOLDS = re.compile(r"secret|token|verifier|state$|code$|password|refresh$|claims$")
+_HOLDS = re.compile(r"secret|token|verifier|state$|code$|password|refresh$|(?<!keep_)claims$")
 
 
 def _dataclasses() -> Iterator[type]:

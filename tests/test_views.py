@@ -430,6 +430,11 @@ def inactive(scene: Scene) -> Any:
     return scene.come_back()
 
 
+def service_account(scene: Scene) -> Any:
+    BipsyncToken.objects.create(tenant="acme", kind="service", subject=ADA, client_id="portal")
+    return scene.come_back()
+
+
 FAILED: dict[str, Callable[[Scene], Any]] = {
     "declined": declined,
     "expired_state": expired_state,
@@ -500,6 +505,7 @@ FAILED: dict[str, Callable[[Scene], Any]] = {
     "account_exists": account_exists,
     "no_email": no_email,
     "inactive": inactive,
+    "service_account": service_account,
     "inactive from the start": _backend(ToBeApproved),
 }
 # Whose trip cannot be told, or is over, has nowhere to go on to.
@@ -581,7 +587,7 @@ LASTING = {
 @pytest.mark.parametrize("name", [name for name in FAILED if name not in LASTING])
 def test_a_failure_leaves_no_token_and_no_user_behind(scene: Scene, name: str) -> None:
     FAILED[name](scene)
-    assert not BipsyncToken.objects.exists()
+    assert not BipsyncToken.objects.filter(kind="person").exists()
     assert not User.objects.exclude(username="ADA@acme.example").exists()
 
 

@@ -1,6 +1,7 @@
 from django.contrib import admin
 from django.contrib.auth.decorators import login_not_required, login_required
 from django.http import HttpRequest, HttpResponse
+from django.template import engines
 from django.urls import include, path
 
 from bipsync_django.api import api_session
@@ -24,6 +25,16 @@ async def agreeting(request: HttpRequest) -> HttpResponse:
     return HttpResponse(f"Hello {user.get_username() or 'visitor'}")
 
 
+def page(request: HttpRequest) -> HttpResponse:
+    """A page of the site's own, with the line for people whose connection has ended."""
+    source = (
+        '{% load bipsync static %}<!doctype html><html lang="en"><title>A page</title>'
+        "<link rel=stylesheet href=\"{% static 'bipsync_django/bipsync.css' %}\">"
+        "<body>{% bipsync_attention %}<main><h1>A page</h1></main>"
+    )
+    return HttpResponse(engines["django"].from_string(source).render({}, request))
+
+
 @login_not_required
 def welcome(request: HttpRequest) -> HttpResponse:
     return HttpResponse("Welcome")
@@ -41,6 +52,7 @@ urlpatterns = [
     path("greeting/", greeting),
     path("agreeting/", agreeting),
     path("welcome/", welcome),
+    path("page/", page),
     path("research/", research),
     path("admin/", admin.site.urls),
     path("bipsync/", include("bipsync_django.urls")),

@@ -6,29 +6,36 @@ guarded by the generation that was sent and never by the lease: an owner whose l
 Bipsync was slow still holds the only live pair.
 
 ``use`` and ``background`` are the two who want a refresh, ``protocol`` carries one out,
-``validation`` looks at what came, ``changes`` is what people do, ``encryption`` changes keys, and
-all of them work on ``rows``.
+``validation`` looks at what came, ``changes`` is what people do, ``service`` is the account of the
+site itself, ``encryption`` changes keys, and all of them work on ``rows``.
 """
 
-from .background import TAKEN_FOR, Outcome, refresh_if_due, take_due
+from .background import TAKEN_FOR, Outcome, refresh_asked, refresh_if_due, take_due
 from .changes import disconnect, end_sessions, link, sign_in, unlink
 from .encryption import KeySurvey, is_on_old_key, reencrypt, survey_keys
-from .use import access_token, grant_of, refresh, replace_refused
+from .service import authorise_service, confirm_service, prune_unconfirmed
+from .use import access_token, grant_of, refresh, replace_refused, retry, service_grant_of
 
 __all__ = [
     "TAKEN_FOR",
     "KeySurvey",
     "Outcome",
     "access_token",
+    "authorise_service",
+    "confirm_service",
     "disconnect",
     "end_sessions",
     "grant_of",
     "is_on_old_key",
     "link",
+    "prune_unconfirmed",
     "reencrypt",
     "refresh",
+    "refresh_asked",
     "refresh_if_due",
     "replace_refused",
+    "retry",
+    "service_grant_of",
     "sign_in",
     "survey_keys",
     "take_due",

@@ -9,12 +9,14 @@ from django.utils import timezone
 from .. import breaker, durable, policy
 from ..conf import get_settings
 from ..durable import database
-from ..exceptions import BipsyncError, RefreshUnavailable, SignInRequired
-from ..models import BipsyncToken
+from ..events import record
+from ..exceptions import BipsyncError, RefreshUnavailable, SecretUnreadable, SignInRequired
+from ..models import BipsyncToken, TokenEvent
 from .protocol import obtain
 from .rows import find, may_be_used, tokens
+from .use import refresh, retry
 
-__all__ = ["Outcome", "refresh_if_due", "take_due"]
+__all__ = ["Outcome", "refresh_asked", "refresh_if_due", "take_due"]
 
 TAKEN_FOR = timedelta(minutes=10)
 # Rows of inactive people come up again at long intervals, or they would be looked at every time.
@@ -55,6 +57,40 @@ def refresh_if_due(pk: int) -> Outcome:
     except BipsyncError:
         return Outcome.FAILED
     return Outcome.NOT_DUE if after.generation == before.generation else Outcome.REFRESHED
+
+
+def refresh_asked(pk: int) -> str:
+    """Refresh the row ``pk`` because an administrator wants it, even if it needs sign-in.
+
+    Returns an empty text for a row that has a new pair, else the code of the reason, which an
+    event tells as well.
+    """
+    row = find(pk)
+    if row is None:
+        return "disconnected"
+    started = timezone.now()
+    try:
+        ask = retry if row.status == Status.NEEDS_SIGN_IN else _refresh
+        after = ask(row)
+        reason = "" if after.generation > row.generation else "recent"
+    except BipsyncError as error:
+        reason = _reason(error, find(pk) or row)
+    told = TokenEvent.objects.using(database()).filter(token_id=pk, at__gte=started)
+    if reason and not told.exists():
+        record(row, TokenEvent.Name.NOT_REFRESHED, reason)
+    return reason
+
+
+def _refresh(row: BipsyncToken) -> BipsyncToken:
+    return refresh(row, force=True)
+
+
+def _reason(error: BipsyncError, row: BipsyncToken) -> str:
+    if isinstance(error, SignInRequired):
+        return "inactive" if not may_be_used(row) else row.last_error or row.status
+    if isinstance(error, SecretUnreadable):
+        return "secret_unreadable"
+    return getattr(error, "code", "configuration")
 
 
 def take_due(limit: int) -> list[int]:

@@ -8,24 +8,45 @@ from django.contrib.auth.models import AbstractBaseUser
 from django.db import IntegrityError, connections, transaction
 from django.db.models import F
 from django.utils import timezone
+from django.views.decorators.debug import sensitive_variables
 
 from .. import breaker, rights, signals
-from ..conf import Tenant
+from ..conf import Tenant, get_settings, get_tenant
 from ..durable import database
 from ..events import count, record
-from ..exceptions import BipsyncError, LinkRefused, SecretUnreadable, SignInRefused
+from ..exceptions import (
+    BipsyncError,
+    GrantDead,
+    LinkRefused,
+    RefreshUnavailable,
+    SecretUnreadable,
+    SignInRefused,
+)
 from ..models import BipsyncToken, TokenEvent
 from ..oauth.claims import Claims
-from ..oauth.client import TokenPair
+from ..oauth.client import TokenPair, refresh_pair
 from .protocol import obtain
-from .rows import granted, is_quarantined, may_be_used, pair_values, read, send, tokens
+from .rows import (
+    find,
+    granted,
+    is_quarantined,
+    kept_claims,
+    may_be_used,
+    pair_values,
+    raise_if_foreign,
+    read,
+    send,
+    tokens,
+)
 
-__all__ = ["disconnect", "end_sessions", "link", "sign_in", "unlink"]
+__all__ = ["disconnect", "end_sessions", "link", "lock", "sign_in", "unlink"]
 
 logger = logging.getLogger(__name__)
 
 Status = BipsyncToken.Status
+Kind = BipsyncToken.Kind
 Event = TokenEvent.Name
+_TRIES = 10
 
 
 def sign_in(
@@ -49,16 +70,23 @@ def sign_in(
     works: a page that asked for more must not lose it to an ordinary sign-in.
 
     Raises ``OtherDeployment`` when the rows are those of another deployment, and
-    ``SignInRefused`` when the user has another Bipsync account at this tenant.
+    ``SignInRefused`` when the user has another Bipsync account at this tenant, or the account is
+    a service account here.
     """
     breaker.claim_deployment(tenant.slug)
     names = granted(claims, scopes)
     works = _prove_wider(tenant, claims.subject, names)
     with transaction.atomic(using=database()):
-        row = _lock(tenant, claims.subject)
+        row = lock(tenant, claims.subject)
+        if _is_service(tenant, claims.subject):
+            raise SignInRefused("service_account", "The account is a service account here.")
         user = resolve_user(row)
         keeps = works and _is_wider(row, tenant, names)
-        values: dict[str, Any] = {"user": user, "signed_in_at": timezone.now()}
+        values: dict[str, Any] = {
+            "user": user,
+            "signed_in_at": timezone.now(),
+            "claims": kept_claims(claims),
+        }
         if not keeps:
             values |= {
                 "refresh_token": None,
@@ -98,7 +126,9 @@ def link(
     Raises ``LinkRefused`` when the account belongs to somebody else, or the user has another one.
     """
     with transaction.atomic(using=database()):
-        row = _lock(tenant, subject)
+        row = lock(tenant, subject)
+        if _is_service(tenant, subject):
+            raise LinkRefused("The Bipsync account is a service account of this site.")
         if row.user_id == user.pk:
             return False
         if row.user_id is not None:
@@ -133,23 +163,46 @@ def unlink(token: BipsyncToken, *, actor: AbstractBaseUser | None = None) -> Non
         transaction.on_commit(lambda: send(signals.disconnected, read(row.pk)), using=database())
 
 
-def disconnect(token: BipsyncToken, *, actor: AbstractBaseUser | None = None) -> None:
+def disconnect(
+    token: BipsyncToken, *, actor: AbstractBaseUser | None = None, end_at_bipsync: bool = True
+) -> None:
     """Give the grant up and erase its pair; a refresh under way loses.
 
-    Bipsync has no revocation endpoint: its own list of connected applications keeps the entry.
-    ``actor`` is who asked for it.
+    Bipsync has no revocation endpoint, and its own list of connected applications keeps the
+    entry. So the refresh token is spent once more after the caller's transaction, and what comes
+    is thrown away: nobody can use a copy of the pair from then on. Where Bipsync cannot be asked,
+    the access token works there until it expires, and an event says so. ``end_at_bipsync`` is
+    false for rows whose grants go on somewhere else. ``actor`` is who asked for it.
     """
-    if _give_up(token, actor):
+    if _give_up(token, actor, end_at_bipsync=end_at_bipsync):
         row = read(token.pk)
         send(signals.disconnected, row)
 
 
-def _give_up(token: BipsyncToken, actor: AbstractBaseUser | None) -> bool:
-    changed = (
-        tokens()
-        .filter(pk=token.pk)
-        .exclude(status=Status.DISCONNECTED)
-        .update(
+@sensitive_variables()
+def _give_up(
+    token: BipsyncToken, actor: AbstractBaseUser | None, *, end_at_bipsync: bool = True
+) -> bool:
+    before = _erase(token.pk)
+    if before is None:
+        return False
+    record(read(token.pk), Event.DISCONNECTED, actor=actor)
+    # A refresh under way spends the refresh token itself, and finds nobody to store a new one.
+    is_under_way = before.lease_until is not None and before.lease_until > timezone.now()
+    if end_at_bipsync and before.refresh_token is not None and not is_under_way:
+        transaction.on_commit(lambda: _spend(before), using=database())
+    return True
+
+
+def _erase(pk: int) -> BipsyncToken | None:
+    """Erase the row's pair and return the row as it was, or ``None`` when there was nothing."""
+    for _ in range(_TRIES):
+        row = find(pk)
+        if row is None or row.status == Status.DISCONNECTED:
+            return None
+        # As it was read: who was about to send the refresh token must not be missed.
+        as_read = tokens().filter(pk=pk, generation=row.generation, lease_id=row.lease_id)
+        if as_read.update(
             access_token=None,
             refresh_token=None,
             access_expires_at=None,
@@ -161,11 +214,34 @@ def _give_up(token: BipsyncToken, actor: AbstractBaseUser | None) -> bool:
             generation=F("generation") + 1,
             lease_id=None,
             lease_until=None,
+        ):
+            return row
+    raise RefreshUnavailable("busy", "The row changes all the time; try again.")
+
+
+@sensitive_variables()
+def _spend(erased: BipsyncToken) -> None:
+    """Put the pair that the row had out of use at Bipsync."""
+    try:
+        tenant = get_tenant(erased.tenant)
+        raise_if_foreign(erased)
+        refresh_token = erased.unseal("refresh_token")
+        if erased.client_id != tenant.client_id or refresh_token is None:
+            raise RefreshUnavailable("other_application", "Another application's token.")
+        if not get_settings().refresh_enabled:
+            raise RefreshUnavailable("disabled", "Refreshing is switched off (REFRESH_ENABLED).")
+        breaker.admit(erased.tenant)
+        refresh_pair(tenant, refresh_token)
+    except GrantDead:
+        return
+    except BipsyncError as error:
+        reason = "secret_unreadable" if isinstance(error, SecretUnreadable) else "configuration"
+        record(
+            erased,
+            Event.LEFT_VALID,
+            getattr(error, "code", reason),
+            generation=erased.generation + 1,
         )
-    )
-    if changed:
-        record(read(token.pk), Event.DISCONNECTED, actor=actor)
-    return bool(changed)
 
 
 def end_sessions(token: BipsyncToken, *, actor: AbstractBaseUser | None = None) -> None:
@@ -210,19 +286,24 @@ def _prove_wider(tenant: Tenant, subject: str, names: str) -> bool:
     return True
 
 
-def _lock(tenant: Tenant, subject: str) -> BipsyncToken:
-    """Return the person's row, locked to the end of the transaction, new if need be.
+def _is_service(tenant: Tenant, subject: str) -> bool:
+    services = tokens().filter(tenant=tenant.slug, kind=Kind.SERVICE, subject=subject)
+    return services.exclude(status=Status.DISCONNECTED).exists()
+
+
+def lock(tenant: Tenant, subject: str, kind: BipsyncToken.Kind = Kind.PERSON) -> BipsyncToken:
+    """Return the row of a Bipsync account, locked to the end of the transaction, new if need be.
 
     A write comes first, even if it changes nothing: the unique index makes two first sign-ins
     wait for each other, and SQLite gives out no lock for ``select_for_update``.
     """
-    person = {"tenant": tenant.slug, "kind": BipsyncToken.Kind.PERSON, "subject": subject}
-    if not tokens().filter(**person).update(attempt=F("attempt")):
-        new = BipsyncToken(**person, client_id=tenant.client_id, status=Status.NEEDS_SIGN_IN)
+    account = {"tenant": tenant.slug, "kind": kind, "subject": subject}
+    if not tokens().filter(**account).update(attempt=F("attempt")):
+        new = BipsyncToken(**account, client_id=tenant.client_id, status=Status.NEEDS_SIGN_IN)
         tokens().bulk_create([new], ignore_conflicts=True)
     # PostgreSQL locks no row that an outer join may lack.
     of = ("self",) if connections[database()].features.has_select_for_update_of else ()
-    row = tokens().select_for_update(of=of).select_related("user").get(**person)
+    row = tokens().select_for_update(of=of).select_related("user").get(**account)
     if row.subject != subject:
         # A collation that ignores case or accents must not make two people one.
         raise SignInRefused("not_allowed", "Another subject of this tenant differs only in case.")

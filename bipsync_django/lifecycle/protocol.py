@@ -45,7 +45,7 @@ from .rows import (
 )
 from .validation import validate
 
-__all__ = ["obtain"]
+__all__ = ["obtain", "revive"]
 
 LEASE = timedelta(seconds=30)
 SEND_WITHIN = 5.0
@@ -72,6 +72,23 @@ def obtain(
     return durable.outside_transaction(
         lambda: _claim_or_wait(row, generation, is_due, wait=wait), database()
     )
+
+
+def revive(row: BipsyncToken) -> BipsyncToken:
+    """Ask once more for a row that was found dead; return it as it is then.
+
+    It stays dead unless Bipsync takes its refresh token: step 7 alone makes it active.
+    """
+    _raise_if_held_back(row, Status.NEEDS_SIGN_IN)
+
+    def claim_and_carry_out() -> BipsyncToken:
+        claim = _claim(row, Status.NEEDS_SIGN_IN)
+        revived = _carry_out_and_forget(claim) if claim is not None else None
+        if revived is None:
+            raise RefreshUnavailable("busy", "Another process is refreshing this token.")
+        return revived
+
+    return durable.outside_transaction(claim_and_carry_out, database())
 
 
 def _needs_refresh(
@@ -117,12 +134,14 @@ def _wait_while_leased(
             return row
 
 
-def _raise_if_held_back(row: BipsyncToken) -> None:
+def _raise_if_held_back(row: BipsyncToken, expected: Status = Status.ACTIVE) -> None:
     """Step 2: the reasons on the row and in the settings for which no call is made."""
     raise_if_foreign(row)
     if not may_be_used(row):
         raise SignInRequired("This person's account is not active.")
-    raise_if_ended(row)
+    if row.status != expected:
+        raise_if_ended(row)
+        raise RefreshUnavailable("busy", "The row has changed meanwhile.")
     if not get_settings().refresh_enabled:
         raise RefreshUnavailable("disabled", "Refreshing is switched off (REFRESH_ENABLED).")
     if row.next_attempt_at is not None and row.next_attempt_at > timezone.now():
@@ -150,7 +169,7 @@ class _Claim:
         return tokens().filter(pk=self.pk, lease_id=self.lease_id)
 
 
-def _claim(row: BipsyncToken) -> _Claim | None:
+def _claim(row: BipsyncToken, status: Status = Status.ACTIVE) -> _Claim | None:
     """Step 4: commit a lease on the row, or return ``None`` when someone else has it."""
     is_trial = breaker.admit(row.tenant)
     now = DatabaseNow()
@@ -159,7 +178,7 @@ def _claim(row: BipsyncToken) -> _Claim | None:
         Q(lease_until__isnull=True) | Q(lease_until__lte=now),
         pk=row.pk,
         generation=row.generation,
-        status=Status.ACTIVE,
+        status=status,
         # Who read the row before a refresh failed has to read it again, and wait.
         attempt=row.attempt,
     )
@@ -261,7 +280,13 @@ def _release(claim: _Claim, row: BipsyncToken, error: BipsyncError) -> None:
         return
     # What an administrator has to mend will not be mended within a minute.
     pause = timezone.now() + MENDED_EARLIEST
-    if write(claim.rows(), lease_id=None, lease_until=None, last_error=code, next_attempt_at=pause):
+    if write(
+        claim.rows(),
+        lease_id=None,
+        lease_until=None,
+        last_error=code if row.status == Status.ACTIVE else row.last_error,
+        next_attempt_at=pause,
+    ):
         record(row, Event.REFRESH_FAILED, code)
         breaker.note_failure(row.tenant, code, is_first=row.last_error != code)
 
@@ -270,7 +295,10 @@ def _release(claim: _Claim, row: BipsyncToken, error: BipsyncError) -> None:
 
 
 def _mark_dead(claim: _Claim, row: BipsyncToken, reason: str) -> bool:
-    """Step 8: pair and generation stay, so that a late answer to an earlier send revives it."""
+    """Step 8: pair and generation stay, so that a late answer to an earlier send revives it.
+
+    Returns whether that is news: a row that was dead already is no sign of anything else.
+    """
     reason = "answer_lost" if row.in_doubt_at is not None else reason
     if write(
         claim.rows().filter(generation=claim.generation),
@@ -280,28 +308,31 @@ def _mark_dead(claim: _Claim, row: BipsyncToken, reason: str) -> bool:
         last_error=reason,
         next_refresh_at=None,
     ):
+        is_news = row.status == Status.ACTIVE
         row = read(claim.pk)
         record(row, Event.NEEDS_SIGN_IN, reason)
-        count(row.tenant, "refresh_dead")
-        send(signals.needs_sign_in, row, reason=reason)
-        return True
+        if is_news:
+            count(row.tenant, "refresh_dead")
+            send(signals.needs_sign_in, row, reason=reason)
+        return is_news
     return False
 
 
 def _mark_failed(claim: _Claim, row: BipsyncToken, error: TokenEndpointError) -> None:
     """Step 9: the grant is kept, and another try comes later."""
     now = timezone.now()
+    is_dead = row.status != Status.ACTIVE
     retry_after = error.retry_after if isinstance(error, RetryLater) else None
     next_attempt = now + policy.pause_after(row.attempt, retry_after)
     values: dict[str, Any] = {
         "lease_id": None,
         "lease_until": None,
         "attempt": F("attempt") + 1,
-        # A token that was refused stays so, until another one is there.
-        "last_error": row.last_error if is_quarantined(row) else error.code,
+        # A token that was refused stays so, until another one is there; and a dead row dead.
+        "last_error": row.last_error if is_quarantined(row) or is_dead else error.code,
         "next_attempt_at": next_attempt,
     }
-    if get_settings().refresh_ahead is not None:
+    if get_settings().refresh_ahead is not None and not is_dead:
         values["next_refresh_at"] = next_attempt
     is_spent = isinstance(error, RetryLater) and error.spent
     if isinstance(error, RetryLater) and error.maybe_sent:

@@ -12,6 +12,8 @@ from django.dispatch import Signal
 from django.utils import timezone
 
 from .. import breaker, durable, policy
+from ..claim_paths import find as find_claim
+from ..conf import get_settings
 from ..durable import database
 from ..exceptions import RefreshUnavailable, SignInRequired
 from ..models import BipsyncToken, BipsyncTokenQuerySet, TenantState
@@ -23,6 +25,7 @@ __all__ = [
     "granted",
     "is_quarantined",
     "is_refused",
+    "kept_claims",
     "may_be_used",
     "pair_values",
     "raise_if_ended",
@@ -43,6 +46,9 @@ _DEPLOYMENT = RawSQL(  # noqa: S611 - constant
     (),
     output_field=models.CharField(null=True),
 )
+
+_LONGEST_KEPT = 255
+_MOST_KEPT = 50
 
 Status = BipsyncToken.Status
 
@@ -131,6 +137,20 @@ def pair_values(row: BipsyncToken, pair: TokenPair) -> dict[str, Any]:
 def granted(claims: Claims, asked: Iterable[str]) -> str:
     named = claims.scopes if "scopes" in claims.claims else asked
     return " ".join(sorted(set(named)))
+
+
+def kept_claims(claims: Claims) -> dict[str, Any]:
+    """Return those of the claims that ``KEEP_CLAIMS`` names, for administrators to see."""
+    found = {name: find_claim(claims.claims, name) for name in get_settings().keep_claims}
+    return {name: value for name, value in found.items() if _is_short(value)}
+
+
+def _is_short(value: object) -> bool:
+    if isinstance(value, list):
+        return len(value) <= _MOST_KEPT and all(
+            _is_short(item) and not isinstance(item, list) for item in value
+        )
+    return isinstance(value, bool | int) or (isinstance(value, str) and len(value) <= _LONGEST_KEPT)
 
 
 # --- telling the site

@@ -10,11 +10,18 @@ from .. import policy
 from ..conf import Tenant
 from ..exceptions import ConfigurationError, RefreshUnavailable, SecretUnreadable, SignInRequired
 from ..models import BipsyncToken
-from .protocol import obtain
+from .protocol import obtain, revive
 from .rows import may_be_used, raise_if_ended, raise_if_foreign, read, read_beside, tokens
 from .validation import validate_beside
 
-__all__ = ["access_token", "grant_of", "refresh", "replace_refused"]
+__all__ = [
+    "access_token",
+    "grant_of",
+    "refresh",
+    "replace_refused",
+    "retry",
+    "service_grant_of",
+]
 
 REFUSED_EARLIEST = timedelta(minutes=10)
 
@@ -67,6 +74,22 @@ def refresh(token: BipsyncToken, *, force: bool = False) -> BipsyncToken:
     return row
 
 
+def retry(token: BipsyncToken) -> BipsyncToken:
+    """Ask Bipsync once more about a grant that needs sign-in; return the row as it is now.
+
+    It comes back to life if Bipsync still takes its refresh token, and stays as it was otherwise.
+
+    Raises ``SignInRequired`` when Bipsync does not take it, or none is left to try, and as
+    ``access_token`` does.
+    """
+    row = read(token.pk)
+    if row.status == Status.ACTIVE:
+        return row
+    if row.status != Status.NEEDS_SIGN_IN or row.refresh_token is None:
+        raise SignInRequired("Nothing is left to try with; the person has to sign in.")
+    return revive(row)
+
+
 @sensitive_variables()
 def replace_refused(token: BipsyncToken, refused: str) -> str | None:
     """Return another access token than ``refused``, which Bipsync's API has answered with 401.
@@ -90,6 +113,13 @@ def grant_of(user: models.Model, tenant: Tenant) -> BipsyncToken | None:
     """Return the person's grant at ``tenant``, or ``None`` where they have never signed in."""
     rows = tokens().for_user(user).filter(tenant=tenant.slug)
     return rows.exclude(signed_in_at=None).first()
+
+
+def service_grant_of(tenant: Tenant) -> BipsyncToken | None:
+    """Return the grant of the tenant's service account, or ``None`` where there is none."""
+    rows = tokens().filter(tenant=tenant.slug, kind=BipsyncToken.Kind.SERVICE)
+    confirmed = rows.exclude(signed_in_at=None).exclude(status=Status.DISCONNECTED)
+    return confirmed.order_by("-signed_in_at").first()
 
 
 def _is_alive(row: BipsyncToken) -> bool:

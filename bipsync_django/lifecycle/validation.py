@@ -15,7 +15,7 @@ from ..events import record
 from ..exceptions import KeysUnavailable, RefreshUnavailable, SignInRequired, TokenRefused
 from ..models import BipsyncToken, TokenEvent
 from ..oauth.claims import Claims, validate_access_token
-from .rows import granted, is_refused, send, tokens, write
+from .rows import granted, is_refused, kept_claims, send, tokens, write
 
 __all__ = ["validate", "validate_beside"]
 
@@ -40,6 +40,7 @@ def validate(row: BipsyncToken, *, from_provider: bool = False) -> Claims | None
     if claims is None:
         return None
     row.scopes = granted(claims, row.scope_set)
+    row.claims = kept_claims(claims)
     row.last_error = "" if is_refused(row) else row.last_error
     is_first = write(
         tokens().filter(
@@ -47,6 +48,7 @@ def validate(row: BipsyncToken, *, from_provider: bool = False) -> Claims | None
         ),
         validated_generation=row.generation,
         scopes=row.scopes,
+        claims=row.claims,
         last_error=row.last_error,
     )
     row.validated_generation = row.generation

@@ -4,8 +4,14 @@ from typing import Any
 from urllib.parse import urlencode
 
 from django import template
+from django.db.models import Model
 from django.http import HttpRequest
 from django.urls import reverse
+
+from ..conf import get_settings
+from ..exceptions import ConfigurationError
+from ..failures import login_url
+from ..models import BipsyncToken
 
 register = template.Library()
 
@@ -39,6 +45,33 @@ def bipsync_connect_button(
     if next_url is None and isinstance(request, HttpRequest):
         next_url = request.get_full_path()
     return {"url": _address("connect", next_url, tenant)}
+
+
+@register.inclusion_tag("bipsync_django/attention.html", takes_context=True)
+def bipsync_attention(context: template.Context) -> dict[str, Any]:
+    """Render a line for people whose connection has to be renewed, and nothing for all others.
+
+    For the site's base template. It costs one query on pages of people who are signed in.
+    """
+    request = context.get("request")
+    user = getattr(request, "user", None)
+    if request is None or not isinstance(user, Model):
+        return {"ended": []}
+    try:
+        tenants = get_settings().tenants
+    except ConfigurationError:
+        return {"ended": []}
+    rows = BipsyncToken.objects.for_user(user).filter(
+        status=BipsyncToken.Status.NEEDS_SIGN_IN, tenant__in=list(tenants)
+    )
+    here = request.get_full_path()
+    slugs = rows.exclude(signed_in_at=None).values_list("tenant", flat=True)
+    return {
+        "ended": [
+            {"name": tenants[slug].name, "url": login_url(here, slug)} for slug in sorted(slugs)
+        ],
+        "has_several": len(tenants) > 1,
+    }
 
 
 def _address(name: str, next_url: str | None, tenant: str | None) -> str:

@@ -67,6 +67,6 @@ class Command(BaseCommand):
         for row in rows.exclude(status=BipsyncToken.Status.DISCONNECTED).defer(
             "access_token", "refresh_token"
         ):
-            lifecycle.disconnect(row)
+            lifecycle.disconnect(row, end_at_bipsync=False)
             erased += 1
         self.stdout.write(f"{tenant}: {erased} grants erased here; at Bipsync they go on.")

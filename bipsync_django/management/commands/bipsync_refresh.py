@@ -51,6 +51,7 @@ class Command(BaseCommand):
         outcomes = self._refresh(due, threads)
         flow.prune()
         events.prune()
+        lifecycle.prune_unconfirmed()
         self._report(outcomes)
         if held_back:
             raise CommandError(f"Calls are held back for: {', '.join(held_back)}.")

@@ -1,0 +1,115 @@
+"""The account that the site itself uses: authorised by somebody, used once it is confirmed.
+
+Whoever is sent to Bipsync may be signed in there as themselves. So what comes back is stored
+beside what is in use, and nothing uses it until a person has read whose account it is.
+"""
+
+from collections.abc import Iterable
+from datetime import timedelta
+
+from django.contrib.auth.models import AbstractBaseUser
+from django.db import transaction
+from django.utils import timezone
+
+from .. import breaker, policy
+from ..conf import Tenant
+from ..durable import database
+from ..events import count, record
+from ..exceptions import SignInRefused
+from ..models import BipsyncToken, TokenEvent
+from ..oauth.claims import Claims
+from ..oauth.client import TokenPair
+from .changes import disconnect, lock
+from .rows import granted, kept_claims, pair_values, read, tokens
+
+__all__ = ["authorise_service", "confirm_service", "prune_unconfirmed"]
+
+CONFIRMED_WITHIN = timedelta(hours=1)
+
+Status = BipsyncToken.Status
+Kind = BipsyncToken.Kind
+Event = TokenEvent.Name
+
+
+def authorise_service(
+    tenant: Tenant,
+    claims: Claims,
+    pair: TokenPair,
+    *,
+    scopes: Iterable[str],
+    actor: AbstractBaseUser,
+) -> BipsyncToken:
+    """Store the pair of a service account; it waits for ``confirm_service``.
+
+    The account that is in use already needs no second confirmation: its pair is renewed.
+    ``claims`` are those of ``pair``'s validated access token, ``scopes`` what was asked for, and
+    ``actor`` is who was sent to Bipsync.
+
+    Raises ``SignInRefused`` when the account is that of a person here, whose row is left alone,
+    and ``OtherDeployment`` when the rows are those of another deployment.
+    """
+    breaker.claim_deployment(tenant.slug)
+    with transaction.atomic(using=database()):
+        row = lock(tenant, claims.subject, Kind.SERVICE)
+        _expect_nobody(row)
+        is_confirmed = row.signed_in_at is not None and row.status != Status.DISCONNECTED
+        values = {
+            "refresh_token": None,
+            **pair_values(row, pair),
+            "client_id": tenant.client_id,
+            "generation": row.generation + 1,
+            "validated_generation": row.generation + 1,
+            "scopes": granted(claims, scopes),
+            "claims": kept_claims(claims),
+        }
+        if is_confirmed:
+            values["signed_in_at"] = timezone.now()
+        else:
+            values |= {"status": Status.UNCONFIRMED, "next_refresh_at": None, "signed_in_at": None}
+        tokens().filter(pk=row.pk).update(**values)
+        row = read(row.pk)
+        record(row, Event.AUTHORISED, actor=actor)
+    breaker.note_sign_in(tenant.slug)
+    count(tenant.slug, Event.AUTHORISED.value)
+    return row
+
+
+def confirm_service(token: BipsyncToken, *, actor: AbstractBaseUser) -> None:
+    """Take the account into use that ``actor`` has seen. The tenant's other ones are given up.
+
+    Raises ``SignInRefused`` when ``token`` is not as it was seen, or is a person's by now.
+    """
+    with transaction.atomic(using=database()):
+        now = timezone.now()
+        row = read(token.pk)
+        _expect_nobody(row)
+        seen = tokens().filter(
+            pk=token.pk,
+            kind=Kind.SERVICE,
+            status=Status.UNCONFIRMED,
+            generation=token.generation,
+        )
+        due = now
+        if row.obtained_at is not None and row.access_expires_at is not None:
+            lifetime = row.access_expires_at - row.obtained_at
+            due = policy.next_refresh(row.obtained_at, lifetime) or due
+        if not seen.update(status=Status.ACTIVE, signed_in_at=now, next_refresh_at=due):
+            raise SignInRefused("replayed_state", "The service account has changed meanwhile.")
+        record(row, Event.CONFIRMED, actor=actor)
+    others = tokens().filter(tenant=row.tenant, kind=Kind.SERVICE).exclude(pk=row.pk)
+    for other in others.exclude(status__in=[Status.DISCONNECTED, Status.UNCONFIRMED]):
+        disconnect(other, actor=actor)
+
+
+def prune_unconfirmed() -> None:
+    """Throw away what nobody has confirmed within an hour."""
+    late = timezone.now() - CONFIRMED_WITHIN
+    for row in tokens().filter(status=Status.UNCONFIRMED, obtained_at__lt=late):
+        disconnect(row)
+
+
+def _expect_nobody(row: BipsyncToken) -> None:
+    """A person's account must not become the site's: they could not sign in any more."""
+    people = tokens().filter(tenant=row.tenant, kind=Kind.PERSON, subject=row.subject)
+    if people.exclude(user=None).exists():
+        raise SignInRefused("person_account", "The Bipsync account is that of a person here.")

@@ -1,0 +1,138 @@
+"""A staff member's own pages in a real browser, without a word of OAuth."""
+
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import User
+from playwright.sync_api import Page, expect
+
+from bipsync_django import lifecycle
+from bipsync_django.models import BipsyncToken
+from bipsync_django.testing import SimulatedBipsync
+from tests.grants import expire
+from tests.portal import allow, log_in, shoot, violations
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+CONNECTION = "/bipsync/connection/"
+
+
+@pytest.fixture
+def ada(page: Page) -> BipsyncToken:
+    """Ada, who has signed in with Bipsync."""
+    page.goto("/greeting/")
+    page.goto("/bipsync/login/?next=/greeting/")
+    allow(page)
+    expect(page.locator("body")).to_have_text("Hello ada")
+    return BipsyncToken.objects.get()
+
+
+def test_a_person_reads_what_is_connected(page: Page, ada: BipsyncToken) -> None:
+    page.goto(CONNECTION)
+    content = page.locator(".bipsync-message")
+    expect(content).to_contain_text("This site has been connected to your Bipsync account since")
+    expect(content).to_contain_text("At Bipsync you are Ada Lovelace.")
+    expect(content).to_contain_text("See who works here: names and e-mail addresses")
+    for word in ("OAuth", "token", "scope", "grant", "refresh", "users:read"):
+        assert word not in content.inner_text()
+    shoot(page, "connection")
+    assert violations(page) == []
+
+
+def test_a_person_disconnects_after_reading_what_it_means(
+    page: Page, portal: str, ada: BipsyncToken, bipsync: SimulatedBipsync
+) -> None:
+    before = ada.unseal("refresh_token")
+    page.goto(CONNECTION)
+    page.get_by_role("link", name="Disconnect…").click()
+    content = page.locator(".bipsync-message")
+    expect(content).to_contain_text("Bipsync goes on listing this site")
+    expect(content).to_contain_text("so you are signed out as well")
+    shoot(page, "disconnect")
+    assert violations(page) == []
+    page.get_by_role("link", name="Keep the connection").click()
+    assert BipsyncToken.objects.get().status == "active"
+    page.get_by_role("link", name="Disconnect…").click()
+    page.get_by_role("button", name="Disconnect").click()
+    expect(page.get_by_role("heading")).to_have_text("You are disconnected")
+    assert violations(page) == []
+    row = BipsyncToken.objects.get()
+    assert (row.status, row.access_token, row.refresh_token) == ("disconnected", None, None)
+    assert before is not None
+    spent = bipsync.store.by_refresh_token(before)
+    assert spent is not None
+    assert spent.revoked
+    page.goto("/greeting/")
+    expect(page.locator("body")).to_have_text("Hello visitor")
+
+
+def test_who_came_with_a_password_stays_signed_in_when_they_disconnect(
+    page: Page, portal: str, bipsync: SimulatedBipsync
+) -> None:
+    log_in(page, portal, User.objects.create_user("grace"))
+    page.goto(CONNECTION)
+    expect(page.locator(".bipsync-message")).to_contain_text("not connected")
+    page.get_by_role("link", name="Connect my Bipsync account").click()
+    page.get_by_role("button", name="Connect my Bipsync account").click()
+    allow(page, "Grace Hopper")
+    expect(page).to_have_url(f"{portal}{CONNECTION}")
+    page.get_by_role("link", name="Disconnect…").click()
+    page.get_by_role("button", name="Disconnect").click()
+    page.get_by_role("link", name="Continue").click()
+    expect(page.locator(".bipsync-message")).to_contain_text("not connected")
+
+
+def test_a_connection_that_has_ended_is_renewed_from_any_page(
+    page: Page, portal: str, ada: BipsyncToken, bipsync: SimulatedBipsync
+) -> None:
+    page.goto("/page/")
+    expect(page.locator("body")).not_to_contain_text("needs attention")
+    bipsync.withdraw("ada@acme.example")
+    lifecycle.refresh_if_due(expire(ada).pk)
+    page.goto("/page/")
+    expect(page.get_by_role("status")).to_contain_text(
+        "Your connection to Bipsync needs attention."
+    )
+    shoot(page, "attention")
+    assert violations(page, ".bipsync-attention") == []
+    page.goto(CONNECTION)
+    expect(page.locator(".bipsync-message")).to_contain_text("The connection has ended.")
+    page.goto("/page/")
+    page.get_by_role("link", name="Sign in again").click()
+    allow(page)
+    expect(page).to_have_url(f"{portal}/page/")
+    expect(page.locator("body")).not_to_contain_text("needs attention")
+    assert BipsyncToken.objects.get().status == "active"
+
+
+def test_these_pages_are_for_people_who_are_signed_in(page: Page, portal: str) -> None:
+    for path in (CONNECTION, "/bipsync/disconnect/acme/"):
+        page.goto(path)
+        expect(page.get_by_role("heading", name="Sign in to portal")).to_be_visible()
+
+
+@pytest.mark.parametrize("path", [CONNECTION, "/bipsync/disconnect/acme/", "/bipsync/connect/"])
+def test_these_pages_work_on_a_phone_with_the_keyboard_and_in_the_dark(
+    page: Page, ada: BipsyncToken, path: str
+) -> None:
+    page.set_viewport_size({"width": 360, "height": 640})
+    page.emulate_media(color_scheme="dark")
+    page.goto(path)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    shoot(page, f"phone-{path.split('/')[2]}")
+    page.keyboard.press("Tab")
+    focused = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
+    assert focused != "none"
+
+
+@pytest.mark.parametrize("status", ["unknown tenant", "disconnected"])
+def test_an_address_without_a_connection_leads_back(
+    page: Page, portal: str, ada: BipsyncToken, status: str, settings: Any
+) -> None:
+    settings.BIPSYNC = {**settings.BIPSYNC, "SESSION_CHECK_INTERVAL": 3600}
+    if status == "disconnected":
+        BipsyncToken.objects.update(status=status)
+    page.goto(
+        "/bipsync/disconnect/globex/" if status != "disconnected" else "/bipsync/disconnect/acme/"
+    )
+    expect(page).to_have_url(f"{portal}{CONNECTION}")

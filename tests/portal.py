@@ -44,7 +44,7 @@ class CspMiddleware:
 
 
 @pytest.fixture(scope="module")
-def _chromium() -> Iterator[Chromium]:
+def chromium_browser() -> Iterator[Chromium]:
     # Playwright keeps an event loop running in this thread, which Django takes for async code.
     with pytest.MonkeyPatch.context() as patch, chromium() as browser:
         patch.setenv("DJANGO_ALLOW_ASYNC_UNSAFE", "1")
@@ -79,8 +79,10 @@ def complaints() -> list[str]:
 
 
 @pytest.fixture
-def context(_chromium: Chromium, portal: str, complaints: list[str]) -> Iterator[BrowserContext]:
-    context = _chromium.new_context(base_url=portal)
+def context(
+    chromium_browser: Chromium, portal: str, complaints: list[str]
+) -> Iterator[BrowserContext]:
+    context = chromium_browser.new_context(base_url=portal)
     context.set_default_timeout(15_000)
 
     def note(message: Any) -> None:

@@ -9,7 +9,7 @@ from django.contrib.auth.models import Permission, User
 from django.utils import timezone
 from playwright.sync_api import Page, expect
 
-from bipsync_django import lifecycle
+from bipsync_django import events, lifecycle
 from bipsync_django.models import BipsyncToken, HourlyCount, TenantState, TokenEvent
 from bipsync_django.testing import Answer, SimulatedBipsync
 from tests.browser import signed_in
@@ -186,6 +186,17 @@ def test_the_panel_can_be_used_by_everybody(
     shoot(page, f"panel-dark-{size[0]}")
     page.goto(f"{LIST}{tokens['grace'].pk}/change/")
     assert violations(page, ".bipsync-section") == []
+
+
+def test_the_page_of_many_refreshes_can_be_used_by_everybody(
+    page: Page, boss: User, tokens: Any
+) -> None:
+    batch = events.ask_for(BipsyncToken.objects.all(), boss)
+    BipsyncToken.objects.update(obtained_at=timezone.now())
+    page.goto(f"{LIST}progress/{batch}/")
+    expect(page.get_by_role("status")).to_have_text("3 of 3 done.")
+    expect(page.get_by_role("progressbar")).to_be_visible()
+    assert violations(page, "#content-main") == []
 
 
 # --- service accounts

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 from django.contrib.auth.models import User
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Browser, Page, expect
 
 from bipsync_django import lifecycle
 from bipsync_django.models import BipsyncToken
@@ -136,3 +136,41 @@ def test_an_address_without_a_connection_leads_back(
         "/bipsync/disconnect/globex/" if status != "disconnected" else "/bipsync/disconnect/acme/"
     )
     expect(page).to_have_url(f"{portal}{CONNECTION}")
+
+
+def test_every_page_of_a_sign_in_can_be_used_by_everybody(
+    page: Page, portal: str, settings: Any, bipsync: SimulatedBipsync
+) -> None:
+    page.goto("/bipsync/callback/")
+    expect(page.get_by_role("heading")).to_be_visible()
+    assert violations(page) == []
+    log_in(page, portal, User.objects.create_user("grace"))
+    for path in ("/bipsync/connect/", CONNECTION):
+        page.goto(path)
+        assert violations(page) == []
+    own = {**settings.BIPSYNC}
+    shared = {key: own.pop(key) for key in ("ALLOW_INSECURE_LOOPBACK", "SCOPES")}
+    del own["CLIENT"]
+    settings.BIPSYNC = {**shared, "TENANTS": {"acme": own, "globex": own}}
+    for path in ("/bipsync/login/", "/bipsync/connect/", CONNECTION):
+        page.goto(path)
+        expect(page.locator(".bipsync-message")).to_contain_text("globex")
+        assert violations(page) == []
+
+
+def test_all_of_it_works_without_scripts(
+    chromium_browser: Browser, portal: str, bipsync: SimulatedBipsync
+) -> None:
+    with chromium_browser.new_context(base_url=portal, java_script_enabled=False) as context:
+        page = context.new_page()
+        page.goto("/bipsync/login/?next=/bipsync/connection/")
+        allow(page)
+        expect(page.locator(".bipsync-message")).to_contain_text("Ada Lovelace")
+        User.objects.update(is_staff=True, is_superuser=True)
+        page.goto("/admin/bipsync_django/bipsynctoken/")
+        expect(page.locator(".bipsync-panel")).to_contain_text("The connection works.")
+        page.get_by_role("checkbox", name="Select this object").check()
+        page.get_by_label("Action:").select_option(label="Disconnect")
+        page.get_by_role("button", name="Go").click()
+        page.get_by_role("button", name="Disconnect").click()
+        assert BipsyncToken.objects.get().status == "disconnected"

@@ -84,6 +84,26 @@ def test_the_style_sheet_loads_nothing_from_elsewhere() -> None:
     assert all(re.match(r"\.bipsync-|a\.bipsync-|@media", s) for s in selectors)
 
 
+@pytest.mark.parametrize(
+    "path", sorted((PACKAGE / "templates").rglob("*.html")), ids=lambda path: path.name
+)
+def test_every_text_can_be_translated(path: Path) -> None:
+    text = path.read_text()
+    for pattern in (
+        r"{% comment %}.*?{% endcomment %}",
+        r"{% blocktranslate.*?{% endblocktranslate %}",
+        r"{%.*?%}",
+        r"{{.*?}}",
+        r"<[^>]*>",
+        r"&\w+;",
+    ):
+        text = re.sub(pattern, "", text, flags=re.DOTALL)
+    assert not re.findall(r"\w{2,}", text)
+    # Nor in what is read out, and seen in a field.
+    for attribute in re.findall(r'(?:aria-label|title|value|alt)="([^"]*)"', path.read_text()):
+        assert not re.search(r"^[A-Z][a-z]+", attribute), attribute
+
+
 def test_every_failure_says_something() -> None:
     for reason, failure in FAILURES.items():
         assert str(failure.title), reason

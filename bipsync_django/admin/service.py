@@ -118,8 +118,8 @@ def _decide(model_admin: _ModelAdmin, request: HttpRequest) -> None:
     if request.POST.get("do") == "confirm":
         lifecycle.confirm_service(row, actor=person)
         messages.success(request, _("%(account)s is in use from now on.") % {"account": row.owner})
-        model_admin.log_change(request, row, "Confirmed as service account")
+        model_admin.log_change(request, row, _("Confirmed as service account"))
     else:
         lifecycle.disconnect(row, actor=person)
         messages.success(request, _("%(account)s was thrown away.") % {"account": row.owner})
-        model_admin.log_change(request, row, "Thrown away as service account")
+        model_admin.log_change(request, row, _("Thrown away as service account"))

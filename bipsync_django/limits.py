@@ -14,6 +14,7 @@ from django.core import signing
 from django.core.cache import cache
 from django.http import HttpRequest, HttpResponseBase
 
+from .caching import despite_errors
 from .conf import Tenant
 from .exceptions import SignInRefused
 
@@ -95,11 +96,8 @@ def expect_room(tenant: Tenant, *, known: bool) -> None:
 
     ``known`` is what ``is_known`` says of the browser.
     """
-    try:
-        count = cache.get(_key(tenant, known=known), 0)
-    except Exception as error:  # noqa: BLE001 - a failing cache keeps nobody out
-        logger.warning("The cache failed (%s); sign-ins are not limited.", type(error).__name__)
-        return
+    key = _key(tenant, known=known)
+    count = despite_errors(lambda: cache.get(key, 0), 0, "sign-ins are not limited")
     if isinstance(count, int) and count >= MOST_UNCONFIRMED:
         raise SignInRefused(
             "too_many",
@@ -111,13 +109,7 @@ def expect_room(tenant: Tenant, *, known: bool) -> None:
 def count_unconfirmed(tenant: Tenant, *, known: bool) -> None:
     """Count a sign-in at ``tenant`` for which Bipsync was asked in vain."""
     key = _key(tenant, known=known)
-    try:
-        count = 1 if cache.add(key, 1, timeout=2 * PERIOD) else cache.incr(key)
-    except ValueError:  # it ran out between the two
-        return
-    except Exception as error:  # noqa: BLE001 - as above
-        logger.warning("The cache failed (%s); a sign-in is not counted.", type(error).__name__)
-        return
+    count = despite_errors(lambda: _raise(key), 0, "a sign-in is not counted")
     if count == MOST_UNCONFIRMED:
         logger.error(
             "Bipsync did not confirm %s sign-ins at %s within a minute. Until it is over, people "
@@ -126,6 +118,13 @@ def count_unconfirmed(tenant: Tenant, *, known: bool) -> None:
             tenant.slug,
             "already" if known else "never",
         )
+
+
+def _raise(key: str) -> int:
+    try:
+        return 1 if cache.add(key, 1, timeout=2 * PERIOD) else cache.incr(key)
+    except ValueError:  # it ran out between the two
+        return 0
 
 
 def _key(tenant: Tenant, *, known: bool) -> str:

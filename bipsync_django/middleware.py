@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from enum import Enum, auto
-from typing import Any, TypeVar
+from typing import Any
 
 from django.contrib.auth import BACKEND_SESSION_KEY, SESSION_KEY, logout
 from django.contrib.auth.models import AnonymousUser
@@ -23,6 +23,7 @@ from django.utils.cache import add_never_cache_headers
 from django.utils.deprecation import MiddlewareMixin
 
 from . import error_reports
+from .caching import despite_errors
 from .conf import get_settings
 from .failures import login_url, refuse_program, wants_page
 from .models import BipsyncToken
@@ -31,10 +32,10 @@ __all__ = ["BipsyncSessionMiddleware", "came_from", "end_lapsed_session", "stamp
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
 
 _KEY = "_bipsync_session"
 _SALT = "bipsync_django.middleware"
+_FAILED = "sessions are checked anew"
 
 
 @dataclass(frozen=True)
@@ -187,12 +188,12 @@ def _judge(found: _Stamp, user_id: str) -> _Verdict:
     if interval and verdict is _Verdict.GO_ON:
         # Signed, as the keys are: whoever can write the cache must not keep a session alive.
         passed = signing.dumps(subject, salt=_SALT)
-        _despite_errors(lambda: cache.set(_name(subject), passed, interval), None)
+        despite_errors(lambda: cache.set(_name(subject), passed, interval), None, _FAILED)
     return verdict
 
 
 def _was_fine(subject: str, interval: float) -> bool:
-    passed = _despite_errors(lambda: cache.get(_name(subject)), None)
+    passed = despite_errors(lambda: cache.get(_name(subject)), None, _FAILED)
     if passed is None:
         return False
     # The age is looked at again: the interval may have been made shorter since.
@@ -224,12 +225,3 @@ def _look_up(found: _Stamp, user_id: str) -> _Verdict:
     if row.status == BipsyncToken.Status.NEEDS_SIGN_IN:
         return _Verdict.SIGN_IN
     return _Verdict.GO_ON
-
-
-def _despite_errors(ask_cache: Callable[[], T], otherwise: T) -> T:
-    """Go on without a cache that fails: sessions are checked each time then."""
-    try:
-        return ask_cache()
-    except Exception as error:  # noqa: BLE001 - each cache server's client has errors of its own
-        logger.warning("The cache failed (%s); sessions are checked anew.", type(error).__name__)
-        return otherwise

@@ -4,6 +4,7 @@ from typing import Any
 import pytest
 from django.db import connections
 
+from bipsync_django import health
 from bipsync_django.key_budget import DatabaseBudget
 from bipsync_django.oauth.keys import LocalBudget, use_budget
 from tests import databases
@@ -14,7 +15,8 @@ pytest_plugins = ["bipsync_django.testing.fixtures", "tests.portal"]
 
 
 @pytest.fixture(autouse=True)
-def _nothing_remembered() -> Iterator[None]:
+def _nothing_remembered(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(health, "KEPT_FOR", 0)
     forget_keys()
     use_budget(DatabaseBudget())
     yield

@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import Permission, User
+from django.core.cache import cache
 from django.db import connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 from kombu.exceptions import OperationalError
 
-from bipsync_django import events, lifecycle, tasks
+from bipsync_django import events, health, lifecycle, tasks
 from bipsync_django.admin import actions
 from bipsync_django.admin.actions import ACTIONS
 from bipsync_django.models import BipsyncToken, HourlyCount, TenantState, TokenEvent
@@ -433,3 +434,28 @@ def test_the_number_of_queries_is_the_same_with_ten_and_with_ten_thousand_tokens
     many = [count(query) for query in pages]
     assert few == many
     assert max(many) <= 12
+
+
+def test_what_is_counted_serves_all_who_look_for_ten_seconds(
+    root: Client, token: BipsyncToken, monkeypatch: pytest.MonkeyPatch, settings: Any
+) -> None:
+    def count() -> int:
+        with CaptureQueriesContext(connection) as queries:
+            root.get(LIST)
+        return len(queries)
+
+    cache.clear()
+    anew = count()
+    assert count() == anew
+    monkeypatch.setattr(health, "KEPT_FOR", 10)
+    assert count() == anew
+    assert count() < anew
+    # What is done here is seen at once.
+    do(root, "disconnect", token)
+    assert "1 disconnected" in visible_text(root.get(LIST).content.decode())
+    # A cache that fails, or that somebody writes rubbish into, changes nothing.
+    cache.set(health._key(), "rubbish", 10)
+    assert "1 disconnected" in visible_text(root.get(LIST).content.decode())
+    settings.CACHES = {"default": {"BACKEND": "tests.test_limits.NoCache"}}
+    assert "1 disconnected" in visible_text(root.get(LIST).content.decode())
+    cache.clear()

@@ -26,10 +26,10 @@ _BAR = _STEP - 4
 
 _EXPIRIES: dict[str, Promise] = {
     "expired": gettext_lazy("expired"),
-    "15 minutes": gettext_lazy("15 min"),
-    "30 minutes": gettext_lazy("30 min"),
-    "hour": gettext_lazy("1 hour"),
-    "day": gettext_lazy("1 day"),
+    "in_15_minutes": gettext_lazy("15 min"),
+    "in_30_minutes": gettext_lazy("30 min"),
+    "in_1_hour": gettext_lazy("1 hour"),
+    "in_1_day": gettext_lazy("1 day"),
     "later": gettext_lazy("later"),
 }
 
@@ -187,16 +187,16 @@ def _warnings(report: health.Report) -> Iterable[Notice]:
             )
     if not conf.get_settings().refresh_enabled:
         yield Notice(errors.explain("disabled"), errors.advise("disabled"), "warning")
-    for row in report.services:
-        told = {"account": row.owner, "tenant": row.tenant}
-        if row.status == Status.NEEDS_SIGN_IN:
+    for service in report.services:
+        told = {"account": service.account, "tenant": service.tenant}
+        if service.has_ended:
             text = _("%(tenant)s: the service account %(account)s has ended.")
-        elif row.attempt:
+        elif service.fails:
             text = _("%(tenant)s: the service account %(account)s cannot be refreshed.")
         else:
             text = _("%(tenant)s: the service account %(account)s runs out soon.")
         yield Notice(
-            f"{text % told} {errors.explain(row.last_error)}".strip(),
+            f"{text % told} {errors.explain(service.last_error)}".strip(),
             _("Connect it once more, under “Service accounts”."),
         )
 

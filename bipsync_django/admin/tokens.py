@@ -317,6 +317,7 @@ class BipsyncTokenAdmin(_ModelAdmin):
         else:
             done = carry_out(request, action, rows)
             self._log(request, action, rows.filter(pk__in=[row.pk for row in done]))
+        health.forget_report()
         if len(pks) == 1 and rows.exists():
             return HttpResponseRedirect(self._url("change", pks[0]))
         return HttpResponseRedirect(self._url("changelist"))

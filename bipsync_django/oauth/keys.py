@@ -9,14 +9,15 @@ import functools
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import jwt
 from django.core import signing
 from django.core.cache import cache
 
+from ..caching import despite_errors
 from ..conf import Tenant
 from ..exceptions import KeysUnavailable
 from .transport import ExchangeFailed, exchange
@@ -25,7 +26,6 @@ __all__ = ["Budget", "LocalBudget", "Permit", "signing_key", "survey", "use_budg
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
 
 _MAX_DOCUMENT = 256 * 1024
 _MAX_KEYS = 50
@@ -34,6 +34,7 @@ _MIN_RSA_BITS = 2048
 # a sign-in waits for somebody else's fetch, and how often it looks.
 _FRESH = 3600
 _KEPT = 24 * 3600
+_FAILED = "Bipsync's keys are not cached"
 _WAIT_FOR_OTHERS = 5.0
 _POLL = 0.05
 
@@ -238,7 +239,7 @@ _parsed: dict[str, tuple[str | None, _Keys]] = {}
 def _renew(tenant: Tenant, permit: Permit) -> _Keys:
     keys = _Keys(fetched=time.time(), asked=permit.at, named=_fetch(tenant))
     sealed = signing.dumps(asdict(keys), salt=_salt(tenant), compress=True)
-    _despite_errors(lambda: cache.set(_name(tenant), sealed, _KEPT), None)
+    despite_errors(lambda: cache.set(_name(tenant), sealed, _KEPT), None, _FAILED)
     _parsed[_salt(tenant)] = (sealed, keys)
     return keys
 
@@ -246,7 +247,7 @@ def _renew(tenant: Tenant, permit: Permit) -> _Keys:
 def _known(tenant: Tenant) -> _Keys | None:
     """Return the newest keys of the cache and of this process, if they are of today."""
     place = _salt(tenant)
-    sealed = _despite_errors(lambda: cache.get(_name(tenant)), None)
+    sealed = despite_errors(lambda: cache.get(_name(tenant)), None, _FAILED)
     seen, held = _parsed.get(place, (None, None))
     if sealed is not None and sealed != seen:
         read = _open(sealed, place)
@@ -271,14 +272,3 @@ def _name(tenant: Tenant) -> str:
 
 def _salt(tenant: Tenant) -> str:
     return f"bipsync_django.keys:{tenant.slug}:{tenant.jwks_url}"
-
-
-def _despite_errors(ask_cache: Callable[[], T], otherwise: T) -> T:
-    """Go on without a cache that fails: keys are fetched more often then, and nobody stays out."""
-    try:
-        return ask_cache()
-    except Exception as error:  # noqa: BLE001 - each cache server's client has errors of its own
-        logger.warning(
-            "The cache failed (%s); Bipsync's keys are not cached.", type(error).__name__
-        )
-        return otherwise

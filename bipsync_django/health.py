@@ -146,9 +146,7 @@ def tenants() -> list[TenantHealth]:
     for row in counted.annotate(**by_then, all=Count("*")):
         figures[row["tenant"]][row["status"]] = row
     # Few rows each, found by an index: whether their person is active costs little then.
-    failing = _by_tenant(rows.active().filter(attempt__gt=0))
-    is_put_off = Q(next_attempt_at__gt=late)
-    overdue = _by_tenant(rows.active().filter(~is_put_off, next_refresh_at__lt=late))
+    failing, overdue = _by_tenant(rows.failing()), _by_tenant(rows.overdue(late))
     states = {state.tenant: state for state in TenantState.objects.using(database())}
     return [
         _of(slug, figures[slug], failing[slug], overdue[slug], states.get(slug), now)

@@ -36,6 +36,15 @@ class BipsyncTokenQuerySet(models.QuerySet["BipsyncToken"]):
         """Grants whose refresh is due at ``now`` (an aware datetime), the longest due first."""
         return self.active().filter(next_refresh_at__lte=now).order_by("next_refresh_at")
 
+    def failing(self) -> "BipsyncTokenQuerySet":
+        """Grants in use whose last refresh failed."""
+        return self.active().filter(attempt__gt=0)
+
+    def overdue(self, late: datetime) -> "BipsyncTokenQuerySet":
+        """Grants in use whose refresh was due before ``late`` (aware), and has not been put off."""
+        is_put_off = models.Q(next_attempt_at__gt=late)
+        return self.active().filter(~is_put_off, next_refresh_at__lt=late)
+
     def for_user(self, user: models.Model) -> "BipsyncTokenQuerySet":
         """The grants of one person, one for each tenant."""
         return self.filter(kind=BipsyncToken.Kind.PERSON, user_id=user.pk)

@@ -96,8 +96,11 @@ def test_looking_is_needed_for_everything(token: BipsyncToken, name: str) -> Non
     User.objects.latest("pk").user_permissions.remove(
         Permission.objects.get(codename="view_bipsynctoken")
     )
-    assert do(client, name, token).status_code == 403
+    page = f"{LIST}do/{name}/"
+    assert client.get(page, {"tokens": token.pk}).status_code == 403
+    assert client.post(page, {"tokens": token.pk}).status_code == 403
     assert client.get(f"{LIST}progress/1-00000000/").status_code == 403
+    assert not TokenEvent.objects.exclude(name="signed_in").exists()
 
 
 def test_nothing_happens_by_a_link_or_from_another_site(root: Client, token: BipsyncToken) -> None:

@@ -111,12 +111,12 @@ def _decide(model_admin: _ModelAdmin, request: HttpRequest) -> None:
         )
         .first()
     )
-    if row is None:
+    person: Any = request.user
+    confirms = request.POST.get("do") == "confirm"
+    if row is None or (confirms and not lifecycle.confirm_service(row, actor=person)):
         messages.warning(request, _("That has changed meanwhile. Nothing was done."))
         return
-    person: Any = request.user
-    if request.POST.get("do") == "confirm":
-        lifecycle.confirm_service(row, actor=person)
+    if confirms:
         messages.success(request, _("%(account)s is in use from now on.") % {"account": row.owner})
         model_admin.log_change(request, row, _("Confirmed as service account"))
     else:

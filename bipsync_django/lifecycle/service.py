@@ -74,10 +74,11 @@ def authorise_service(
     return row
 
 
-def confirm_service(token: BipsyncToken, *, actor: AbstractBaseUser) -> None:
+def confirm_service(token: BipsyncToken, *, actor: AbstractBaseUser) -> bool:
     """Take the account into use that ``actor`` has seen. The tenant's other ones are given up.
 
-    Raises ``SignInRefused`` when ``token`` is not as it was seen, or is a person's by now.
+    Returns whether ``token`` was still as it was seen; otherwise nothing is done. Raises
+    ``SignInRefused`` when the account is a person's by now.
     """
     with transaction.atomic(using=database()):
         now = timezone.now()
@@ -94,11 +95,12 @@ def confirm_service(token: BipsyncToken, *, actor: AbstractBaseUser) -> None:
             lifetime = row.access_expires_at - row.obtained_at
             due = policy.next_refresh(row.obtained_at, lifetime) or due
         if not seen.update(status=Status.ACTIVE, signed_in_at=now, next_refresh_at=due):
-            raise SignInRefused("replayed_state", "The service account has changed meanwhile.")
+            return False
         record(row, Event.CONFIRMED, actor=actor)
     others = tokens().filter(tenant=row.tenant, kind=Kind.SERVICE).exclude(pk=row.pk)
     for other in others.exclude(status__in=[Status.DISCONNECTED, Status.UNCONFIRMED]):
         disconnect(other, actor=actor)
+    return True
 
 
 def prune_unconfirmed() -> None:

@@ -6,17 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from django.contrib.admin import AdminSite
 from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import Permission, User
 from django.core.cache import cache
 from django.db import connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
+from django.urls import path
 from django.utils import timezone
 from kombu.exceptions import OperationalError
 
+import tests.urls
 from bipsync_django import events, health, lifecycle, tasks
-from bipsync_django.admin import actions
+from bipsync_django.admin import BipsyncTokenAdmin, actions
 from bipsync_django.admin.actions import ACTIONS
 from bipsync_django.models import BipsyncToken, HourlyCount, TenantState, TokenEvent
 from bipsync_django.testing import Answer, Html, SimulatedBipsync
@@ -114,6 +117,24 @@ def test_nothing_happens_by_a_link_or_from_another_site(root: Client, token: Bip
     assert root.get(f"{LIST}do/delete/?tokens={token.pk}").status_code == 404
 
 
+other_admin = AdminSite(name="backoffice")
+other_admin.register(BipsyncToken, BipsyncTokenAdmin)
+urlpatterns = [*tests.urls.urlpatterns, path("backoffice/", other_admin.urls)]
+
+
+def test_in_another_admin_every_link_stays_there(
+    root: Client, token: BipsyncToken, settings: Any
+) -> None:
+    settings.ROOT_URLCONF = __name__
+    here = f"/backoffice/bipsync_django/bipsynctoken/{token.pk}/change/"
+    for page in ("", f"{token.pk}/change/", f"do/refresh/?tokens={token.pk}", "service/"):
+        response = root.get(f"/backoffice/bipsync_django/bipsynctoken/{page}")
+        assert response.status_code == 200
+        assert '"/admin/' not in response.content.decode()
+    url = "/backoffice/bipsync_django/bipsynctoken/do/end_sessions/"
+    assert root.post(url, {"tokens": token.pk})["Location"] == here
+
+
 # --- what is written down
 
 
@@ -174,11 +195,11 @@ def test_what_takes_too_long_is_left_and_said_so(
 
 @pytest.fixture
 def broker() -> Iterator[Path]:
-    for path in FOLDER.glob("*.msg"):
-        path.unlink()
+    for file in FOLDER.glob("*.msg"):
+        file.unlink()
     yield FOLDER
-    for path in FOLDER.glob("*.msg"):
-        path.unlink()
+    for file in FOLDER.glob("*.msg"):
+        file.unlink()
 
 
 def test_many_are_refreshed_by_workers_and_the_page_shows_how_far_they_are(

@@ -258,3 +258,17 @@ def test_bad_input_is_a_message(
     response = boss.post(PAGE, data, secure=True, follow=True)
     assert response.status_code == 200
     assert 'class="messagelist"' in response.content.decode()
+
+
+def test_the_page_decides_about_accounts_that_wait_and_about_nothing_else(
+    boss: Browser, bipsync: SimulatedBipsync
+) -> None:
+    signed_in(bipsync, ADA)
+    used = connected(boss, bipsync, ZOE)
+    for row in (BipsyncToken.objects.get(kind="person"), used):
+        for what in ("discard", "confirm"):
+            assert "has changed meanwhile" in decide(boss, row, what).content.decode()
+        assert reload(row).status == "active"
+    BipsyncToken.objects.filter(pk=used.pk).update(status="needs_sign_in")
+    assert lifecycle.confirm_service(reload(used), actor=User.objects.latest("pk")) is False
+    assert reload(used).status == "needs_sign_in"

@@ -105,6 +105,7 @@ def _decide(model_admin: _ModelAdmin, request: HttpRequest) -> None:
     row = (
         model_admin.get_queryset(request)
         .filter(
+            kind=BipsyncToken.Kind.SERVICE,
             status=Status.UNCONFIRMED,
             pk=pk if _NUMBER.fullmatch(pk) else 0,
             generation=generation if _NUMBER.fullmatch(generation) else 0,

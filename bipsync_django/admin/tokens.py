@@ -199,7 +199,12 @@ class BipsyncTokenAdmin(_ModelAdmin):
         """Return Django's own, and those of actions and service accounts before them."""
 
         def page(route: str, view: Callable[..., HttpResponse], name: str) -> URLPattern:
-            guarded: Any = outside_transactions(self.admin_site.admin_view(view))
+            def in_this_admin(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+                # Links lead into the admin that they are shown in: a site may have several.
+                request.current_app = self.admin_site.name
+                return view(request, *args, **kwargs)
+
+            guarded: Any = outside_transactions(self.admin_site.admin_view(in_this_admin))
             found: URLPattern = path(route, guarded, name=f"bipsync_django_bipsynctoken_{name}")
             return found
 

@@ -201,7 +201,9 @@ def test_in_a_transaction_the_token_is_spent_after_it_and_not_before(
     assert not bipsync.is_alive(refresh_token)
 
 
-@pytest.mark.parametrize("how", [Html(503), "disabled", "breaker", "another application"])
+@pytest.mark.parametrize(
+    "how", [Html(503), "disabled", "breaker", "another application", "another deployment"]
+)
 def test_where_bipsync_cannot_be_asked_the_row_is_erased_and_an_event_says_what_is_left(
     token: BipsyncToken, bipsync: SimulatedBipsync, settings: Any, how: Any
 ) -> None:
@@ -215,14 +217,22 @@ def test_where_bipsync_cannot_be_asked_the_row_is_erased_and_an_event_says_what_
                 "configuration_error": "outage",
             },
         )
+    elif how == "another deployment":
+        settings.BIPSYNC = {**settings.BIPSYNC, "DEPLOYMENT": "here"}
+        TenantState.objects.update_or_create(tenant="acme", defaults={"deployment": "elsewhere"})
     elif how == "another application":
         BipsyncToken.objects.update(client_id="another")
     else:
         bipsync.fail("token", how)
     lifecycle.disconnect(token)
     assert reload(token).refresh_token is None
+    assert bipsync.calls["refresh"] == (0 if isinstance(how, str) else 1)
     event = TokenEvent.objects.latest("id")
-    reasons = {"disabled": "disabled", "breaker": "outage"}
+    reasons = {
+        "disabled": "disabled",
+        "breaker": "outage",
+        "another deployment": "other_deployment",
+    }
     expected = reasons.get(how, "other_application") if isinstance(how, str) else "server_error"
     assert (event.name, event.reason) == ("left_valid", expected)
 

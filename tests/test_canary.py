@@ -31,7 +31,7 @@ from django.urls import path
 from django.utils.log import AdminEmailHandler
 from kombu import Connection, Exchange, Queue
 
-from bipsync_django import lifecycle
+from bipsync_django import events, lifecycle
 from bipsync_django.api import api_session
 from bipsync_django.exceptions import BipsyncError
 from bipsync_django.models import BipsyncToken, TokenEvent
@@ -240,7 +240,30 @@ def _connect(journey: Journey) -> None:
     pages = ["", "?q=def50200", "?q=eyJ", *(f"{row.pk}/change/" for row in rows)]
     for page in [*pages, *(f"{row.pk}/history/" for row in rows)]:
         journey.page(person.get(admin + page, secure=True))
+    _administer(journey, person, admin)
+    for page in ("/bipsync/connection/", "/bipsync/disconnect/acme/", "/bipsync/connect/"):
+        journey.page(person.get(page, secure=True))
     journey.keep("values()", repr(list(rows.values())))
+
+
+def _administer(journey: Journey, boss: Browser, admin: str) -> None:
+    """What an administrator can do in the panel, and a service account from first to last."""
+    left = boss.post(f"{admin}service/", {"do": "connect", "tenant": "acme"}, secure=True)
+    journey.page(left)
+    journey.page(boss.open(journey.bipsync.approve(way_to_bipsync(left), user="zoe@acme.example")))
+    journey.page(boss.get(f"{admin}service/", secure=True))
+    waiting = BipsyncToken.objects.get(status=BipsyncToken.Status.UNCONFIRMED)
+    journey.mark()
+    confirm = {"do": "confirm", "token": waiting.pk, "generation": waiting.generation}
+    journey.page(boss.post(f"{admin}service/", confirm, secure=True, follow=True))
+    service = expire(waiting)
+    for action in ("refresh", "end_sessions", "disconnect"):
+        page = f"{admin}do/{action}/"
+        journey.page(boss.get(page, {"tokens": service.pk}, secure=True))
+        journey.mark()
+        journey.page(boss.post(page, {"tokens": service.pk}, secure=True, follow=True))
+    batch = events.ask_for(BipsyncToken.objects.all(), User.objects.get(username="root"))
+    journey.page(boss.get(f"{admin}progress/{batch}/", secure=True))
 
 
 def _refresh(journey: Journey) -> None:

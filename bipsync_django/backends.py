@@ -125,6 +125,13 @@ def apply_refreshed_claims(*, token: BipsyncToken, claims: Claims, **kwargs: obj
     if user is None or backend is None:
         return
     tenant = get_tenant(token.tenant)
-    transaction.on_commit(
-        lambda: backend().apply_claims(token, user, tenant, claims), using=database(), robust=True
-    )
+
+    def apply() -> None:
+        with transaction.atomic(using=database()):
+            # Meanwhile the account may have become nobody's, or newer claims have come.
+            rows = BipsyncToken.objects.using(database()).select_for_update()
+            same = rows.filter(pk=token.pk, user_id=user.pk, generation=token.generation)
+            if list(same.values_list("pk", flat=True)):
+                backend().apply_claims(token, user, tenant, claims)
+
+    transaction.on_commit(apply, using=database(), robust=True)

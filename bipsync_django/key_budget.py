@@ -27,12 +27,13 @@ class DatabaseBudget:
 
     def __init__(self) -> None:
         self._local = LocalBudget()
-        # By address of the keys: until when (monotonic) there is none, and when the last one was.
-        self._spent: dict[str, tuple[float, float]] = {}
+        # By tenant and address: until when (monotonic) there is none, and when the last one was.
+        self._spent: dict[tuple[str, str], tuple[float, float]] = {}
 
     def ask(self, tenant: Tenant, *, for_sign_in: bool) -> Permit:
         """As ``Budget.ask``, by the clock of the database."""
-        until, at = self._spent.get(tenant.jwks_url, (0.0, 0.0))
+        place = (tenant.slug, tenant.jwks_url)
+        until, at = self._spent.get(place, (0.0, 0.0))
         if not for_sign_in and time.monotonic() < until:
             return Permit(granted=False, at=at)
         column = "keys_asked_by_sign_in_at" if for_sign_in else "keys_asked_at"
@@ -44,7 +45,7 @@ class DatabaseBudget:
         except (Error, RefreshUnavailable):
             return self._local.ask(tenant, for_sign_in=for_sign_in)
         if not for_sign_in:
-            self._spent[tenant.jwks_url] = (time.monotonic() + left, permit.at)
+            self._spent[place] = (time.monotonic() + left, permit.at)
         return permit
 
 

@@ -90,8 +90,8 @@ class BipsyncSessionMiddleware(MiddlewareMixin):
     """Ends sessions with their grant, and sends people whose grant ran out through sign-in.
 
     Place it after ``AuthenticationMiddleware`` and before ``LoginRequiredMiddleware``. It looks
-    at sessions that ``CallbackView`` began and at no others. Views of this package are left
-    alone, and pages marked with ``login_not_required`` send nobody to sign in.
+    at sessions that ``CallbackView`` began and at no others. Views of this package and pages that
+    are marked with ``login_not_required`` send nobody to sign in.
     """
 
     def process_request(self, request: HttpRequest) -> None:
@@ -106,10 +106,14 @@ class BipsyncSessionMiddleware(MiddlewareMixin):
         view_kwargs: dict[str, Any],
     ) -> HttpResponse | None:
         """Return what is to be answered instead of the view, or ``None``."""
-        if _is_ours(request):
-            return None
         found = _find_stamp(request)
         if found is None:
+            return None
+        if _is_ours(request):
+            # The way through sign-in stays open. A session that is over joins no account to
+            # anybody any more, not even for as long as a check is remembered: that is for good.
+            if _judge(found, request.session[SESSION_KEY], anew=True) is _Verdict.OVER:
+                self.end_session(request)
             return None
         verdict = _judge(found, request.session[SESSION_KEY])
         if verdict is _Verdict.OVER:
@@ -171,12 +175,15 @@ def _find_stamp(request: HttpRequest) -> _Stamp | None:
     return found if request.session.get(BACKEND_SESSION_KEY) == found.backend else None
 
 
-def _judge(found: _Stamp, user_id: str) -> _Verdict:
-    """Return what is to become of the session, from the cache if that was asked lately."""
+def _judge(found: _Stamp, user_id: str, *, anew: bool = False) -> _Verdict:
+    """Return what is to become of the session, from the cache if that was asked lately.
+
+    With ``anew`` the database is asked in any case.
+    """
     interval = get_settings().session_check_interval
     # The whole stamp and whose session it is: one session's pass is no other's.
     subject = hashlib.sha256(json.dumps([asdict(found), user_id]).encode()).hexdigest()
-    if interval and _was_fine(subject, interval):
+    if interval and not anew and _was_fine(subject, interval):
         return _Verdict.GO_ON
     try:
         verdict = _look_up(found, user_id)

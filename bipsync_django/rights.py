@@ -15,7 +15,7 @@ from django.core.exceptions import FieldDoesNotExist
 from django.db import transaction
 
 from .claim_paths import ABSENT, find
-from .conf import ClaimRule, Tenant
+from .conf import ClaimRule, Tenant, get_settings
 from .durable import database
 from .events import record
 from .models import BipsyncToken, GivenFlag, TokenEvent
@@ -42,7 +42,11 @@ def apply(token: BipsyncToken, user: AbstractBaseUser, tenant: Tenant, claims: C
 
 
 def take_back(token: BipsyncToken, user: AbstractBaseUser) -> None:
-    """Take the flags back that the claims of this account gave: it is no longer the user's."""
+    """Take back what the claims of this account gave: it is no longer the user's.
+
+    Flags that they gave, and the groups that its tenant's claims own and no other tenant's.
+    """
+    _leave_groups(token, user)
     given = GivenFlag.objects.using(database()).filter(user_id=user.pk, tenant=token.tenant)
     for name in given.values_list("name", flat=True):
         _take(token, user, token.tenant, name, "the account is no longer theirs")
@@ -84,6 +88,27 @@ def _apply_groups(
         for name in sorted(leaving):
             groups.remove(has[name])
             record(token, Event.RIGHT_TAKEN, "group", detail=f"{name} (claim {owned[name]})")
+
+
+def _leave_groups(token: BipsyncToken, user: AbstractBaseUser) -> None:
+    tenants = get_settings().tenants
+    owned = {slug: _all_groups(tenant) for slug, tenant in tenants.items()}
+    leaving = owned.pop(token.tenant, set()).difference(*owned.values())
+    if not leaving or not has_field("groups"):
+        return
+    groups: Any = user.groups  # type: ignore[attr-defined]
+    with transaction.atomic(using=database()):
+        for group in groups.using(database()).filter(name__in=leaving):
+            groups.remove(group)
+            detail = f"{group.name} (the account is no longer theirs)"
+            record(token, Event.RIGHT_TAKEN, "group", detail=detail)
+
+
+def _all_groups(tenant: Tenant) -> set[str]:
+    """Return the groups that a tenant's claims own."""
+    return {
+        name for mapping in tenant.groups.values() for names in mapping.values() for name in names
+    }
 
 
 def _groups_by(

@@ -161,7 +161,7 @@ class UserPolicy:
             if field is None or source is None:
                 continue
             value = _fitting(field, claim_value(claims.claims, source))
-            if value is not None:
+            if value is not None and not _may_keep_somebody_out(name, tenant, claims):
                 values[field.attname] = value
         return values
 
@@ -307,6 +307,20 @@ def _resolved_user(tenant: Tenant, claims: Claims) -> AbstractBaseUser | None:
     if user is not None and not isinstance(user, get_user_model()):
         raise SignInRefused("misconfigured", "USER_RESOLVER returned something that is no user.")
     return user
+
+
+def _may_keep_somebody_out(name: str, tenant: Tenant, claims: Claims) -> bool:
+    """Whether the field is an address that others are found by, and that is not verified.
+
+    Whoever could have somebody else's would be in the way when that person comes.
+    """
+    model = get_user_model()
+    match = get_settings().match_users_by
+    if match is None or match.tenant != tenant.slug or match.verified_claim is None:
+        return False
+    if name != getattr(model, "EMAIL_FIELD", "email") or name == model.USERNAME_FIELD:
+        return False
+    return claim_value(claims.claims, match.verified_claim) is not True
 
 
 def _matched_user(tenant: Tenant, claims: Claims) -> AbstractBaseUser | None:

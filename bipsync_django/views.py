@@ -6,7 +6,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from django.conf import settings
-from django.contrib.auth import authenticate, get_user_model, login, logout
+from django.contrib.auth import SESSION_KEY, authenticate, get_user_model, login, logout
 from django.contrib.auth import views as auth_views
 from django.contrib.auth.decorators import login_not_required, login_required
 from django.contrib.auth.models import AbstractBaseUser
@@ -83,8 +83,11 @@ class _SignInView(View):
         try:
             response = super().dispatch(request, *args, **kwargs)
         except SignInRefused as refused:
-            response = self.refuse(request, refused)
-            _forget_query(request)
+            try:
+                response = self.refuse(request, refused)
+            finally:
+                # The page may fail too, by the site's own template.
+                _forget_query(request)
         except Exception:
             _forget_query(request)
             raise
@@ -159,8 +162,13 @@ class CallbackView(_SignInView):
             # Created so, to be switched on by somebody: the next request would not know them.
             raise SignInRefused("inactive", f"The user with primary key {user.pk} is inactive.")
         if trip.purpose != flow.CONNECT:
-            login(request, user)  # type: ignore[arg-type]
-            stamp(request, token)
+            with _storing():
+                if SESSION_KEY in request.session:
+                    # login() keeps the key of a session that is this user's already, and so every
+                    # copy of its cookie, also one that an administrator has just shut out.
+                    request.session.cycle_key()
+                login(request, user)  # type: ignore[arg-type]
+                stamp(request, token)
         if trip.purpose == flow.STEP_UP:
             note_return(request, trip)
         response = HttpResponseRedirect(_destination(request, trip))

@@ -1,9 +1,10 @@
 """Refreshing ahead of time: which rows, and what became of them."""
 
 import enum
+import logging
 from datetime import datetime, timedelta
 
-from django.db import transaction
+from django.db import Error, transaction
 from django.utils import timezone
 
 from .. import breaker, durable, policy
@@ -17,6 +18,8 @@ from .rows import find, may_be_used, tokens
 from .use import refresh, retry
 
 __all__ = ["Outcome", "refresh_asked", "refresh_if_due", "take_due"]
+
+logger = logging.getLogger(__name__)
 
 TAKEN_FOR = timedelta(minutes=10)
 # Rows of inactive people come up again at long intervals, or they would be looked at every time.
@@ -55,6 +58,10 @@ def refresh_if_due(pk: int) -> Outcome:
             _put_back(before, error.until)
         return Outcome.HELD_BACK if error.until or error.code == "busy" else Outcome.FAILED
     except BipsyncError:
+        return Outcome.FAILED
+    except Error as error:
+        # Of one row: the others are refreshed all the same.
+        logger.error("Row %s could not be refreshed (%s).", pk, type(error).__name__)
         return Outcome.FAILED
     return Outcome.NOT_DUE if after.generation == before.generation else Outcome.REFRESHED
 

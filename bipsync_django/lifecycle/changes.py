@@ -152,7 +152,9 @@ def unlink(token: BipsyncToken, *, actor: AbstractBaseUser | None = None) -> Non
     who asked for it.
     """
     with transaction.atomic(using=database()):
-        row = tokens().select_related("user").get(pk=token.pk)
+        # A sign-in under way comes before or after all of it. Found as it finds the row: by another
+        # way the two might take their locks in another order.
+        row = _hold(tenant=token.tenant, kind=token.kind, subject=token.subject)
         gave_up = _give_up(row, actor)
         if row.user is not None:
             rights.take_back(row, row.user)
@@ -211,6 +213,8 @@ def _erase(pk: int) -> BipsyncToken | None:
             in_doubt_at=None,
             last_error="",
             status=Status.DISCONNECTED,
+            # Or they would go on with the next sign-in.
+            sessions_valid_after=timezone.now(),
             generation=F("generation") + 1,
             lease_id=None,
             lease_until=None,
@@ -294,17 +298,26 @@ def _is_service(tenant: Tenant, subject: str) -> bool:
 def lock(tenant: Tenant, subject: str, kind: BipsyncToken.Kind = Kind.PERSON) -> BipsyncToken:
     """Return the row of a Bipsync account, locked to the end of the transaction, new if need be.
 
-    A write comes first, even if it changes nothing: the unique index makes two first sign-ins
-    wait for each other, and SQLite gives out no lock for ``select_for_update``.
+    The unique index makes two first sign-ins wait for each other.
     """
     account = {"tenant": tenant.slug, "kind": kind, "subject": subject}
     if not tokens().filter(**account).update(attempt=F("attempt")):
         new = BipsyncToken(**account, client_id=tenant.client_id, status=Status.NEEDS_SIGN_IN)
         tokens().bulk_create([new], ignore_conflicts=True)
-    # PostgreSQL locks no row that an outer join may lack.
-    of = ("self",) if connections[database()].features.has_select_for_update_of else ()
-    row = tokens().select_for_update(of=of).select_related("user").get(**account)
+    row = _hold(**account)
     if row.subject != subject:
         # A collation that ignores case or accents must not make two people one.
         raise SignInRefused("not_allowed", "Another subject of this tenant differs only in case.")
     return row
+
+
+def _hold(**which: Any) -> BipsyncToken:
+    """Return a row as it is now, locked to the end of the transaction.
+
+    A write comes first, even if it changes nothing: SQLite gives out no lock for
+    ``select_for_update``.
+    """
+    tokens().filter(**which).update(attempt=F("attempt"))
+    # PostgreSQL locks no row that an outer join may lack.
+    of = ("self",) if connections[database()].features.has_select_for_update_of else ()
+    return tokens().select_for_update(of=of).select_related("user").get(**which)

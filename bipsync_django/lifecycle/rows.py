@@ -49,6 +49,7 @@ _DEPLOYMENT = RawSQL(  # noqa: S611 - constant
 
 _LONGEST_KEPT = 255
 _MOST_KEPT = 50
+_GREATEST_KEPT = 2**53
 
 Status = BipsyncToken.Status
 
@@ -150,7 +151,10 @@ def _is_short(value: object) -> bool:
         return len(value) <= _MOST_KEPT and all(
             _is_short(item) and not isinstance(item, list) for item in value
         )
-    return isinstance(value, bool | int) or (isinstance(value, str) and len(value) <= _LONGEST_KEPT)
+    if isinstance(value, str):
+        # Databases refuse NUL and half characters, and nobody can read the others.
+        return len(value) <= _LONGEST_KEPT and value.isprintable()
+    return isinstance(value, bool | int) and abs(value) <= _GREATEST_KEPT
 
 
 # --- telling the site

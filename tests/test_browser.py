@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from django.contrib.auth.models import User
+from django.contrib.sessions.models import Session
 from playwright.sync_api import BrowserContext, Page, expect
 
 import tests.urls
@@ -350,8 +351,10 @@ def test_with_strict_cookies_the_session_there_was_is_the_one_that_goes_on(
     allow(page)
     expect(page.locator("body")).to_have_text("Signed in as ada")
     after = {c["name"]: c["value"] for c in context.cookies()}["sessionid"]
-    # Django keeps the session of one who signs in again; a callback without it had made another.
-    assert after == before
+    # The session of one who signs in again goes on under a new key; a callback without it had
+    # left the old one where it was.
+    assert after != before
+    assert [session.pk for session in Session.objects.all()] == [after]
 
 
 @pytest.mark.usefixtures("strict")

@@ -80,6 +80,24 @@ class _TroubleFilter(admin.SimpleListFilter):
         return queryset
 
 
+def _asking(action: Action) -> Any:
+    """Return what Django calls for ``action`` and the rows that were chosen."""
+
+    def ask(
+        model_admin: "BipsyncTokenAdmin", request: HttpRequest, queryset: QuerySet[BipsyncToken]
+    ) -> HttpResponse | None:
+        pks = list(queryset.values_list("pk", flat=True)[: MOST_AT_ONCE + 1])
+        if len(pks) > MOST_AT_ONCE:
+            too_many = _("At most %(count)d at once: choose fewer.") % {"count": MOST_AT_ONCE}
+            messages.error(request, too_many)
+            return None
+        return model_admin.ask(request, action, pks)
+
+    ask.__name__ = action.name
+    title: Any = action.title
+    return admin.action(ask, permissions=[action.name], description=title)
+
+
 @admin.register(BipsyncToken)
 class BipsyncTokenAdmin(_ModelAdmin):
     """Who is connected, and how that is going. Nothing can be added or edited here."""
@@ -113,6 +131,7 @@ class BipsyncTokenAdmin(_ModelAdmin):
     )
     list_filter = ("status", _TroubleFilter, _TenantFilter, "kind")
     list_select_related = ("user",)
+    actions = [_asking(action) for action in ACTIONS.values()]
     list_per_page = 25
     ordering = ("-pk",)
     readonly_fields = ("state", "error", "doubt")
@@ -170,16 +189,17 @@ class BipsyncTokenAdmin(_ModelAdmin):
     def get_search_fields(self, request: HttpRequest) -> tuple[str, ...]:
         return ("subject", "tenant", f"user__{get_user_model().USERNAME_FIELD}")
 
-    def get_actions(self, request: HttpRequest) -> dict[str, Any]:
-        """Return the site's own actions, and those of ours that who asks has the permission for."""
-        actions: dict[str, Any] = super().get_actions(request)
-        if IS_POPUP_VAR in request.GET:
-            return actions
-        for action in ACTIONS.values():
-            if allowed(request, action):
-                ask = partial(_ask_about_chosen, action=action)
-                actions[action.name] = (ask, action.name, action.title)
-        return actions
+    def has_refresh_permission(self, request: HttpRequest) -> bool:
+        return allowed(request, ACTIONS["refresh"])
+
+    def has_retry_permission(self, request: HttpRequest) -> bool:
+        return allowed(request, ACTIONS["retry"])
+
+    def has_disconnect_permission(self, request: HttpRequest) -> bool:
+        return allowed(request, ACTIONS["disconnect"])
+
+    def has_end_sessions_permission(self, request: HttpRequest) -> bool:
+        return allowed(request, ACTIONS["end_sessions"])
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         return False
@@ -335,22 +355,6 @@ class BipsyncTokenAdmin(_ModelAdmin):
     def _url(self, name: str, *args: object) -> str:
         names = f"admin:bipsync_django_bipsynctoken_{name}"
         return reverse(names, args=args, current_app=self.admin_site.name)
-
-
-def _ask_about_chosen(
-    model_admin: BipsyncTokenAdmin,
-    request: HttpRequest,
-    queryset: QuerySet[BipsyncToken],
-    *,
-    action: Action,
-) -> HttpResponse | None:
-    pks = list(queryset.values_list("pk", flat=True)[: MOST_AT_ONCE + 1])
-    if len(pks) > MOST_AT_ONCE:
-        messages.error(
-            request, _("At most %(count)d at once: choose fewer.") % {"count": MOST_AT_ONCE}
-        )
-        return None
-    return model_admin.ask(request, action, pks)
 
 
 def _told(event: TokenEvent) -> dict[str, Any]:

@@ -113,6 +113,13 @@ def allow(page: Page, who: str = "Ada Lovelace") -> None:
     page.get_by_role("button", name="Allow").click()
 
 
+def choose(page: Page, action: str) -> None:
+    """Choose what to do to the rows that are ticked, in a list of the admin's."""
+    page.locator("select[name=action]").select_option(label=action)
+    # Its words differ between versions of Django.
+    page.locator(".actions button[type=submit]").first.click()
+
+
 def log_in(page: Page, portal: str, user: User) -> None:
     """Give the browser a session of ``user``'s, as a password would."""
     session = Client()

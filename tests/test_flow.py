@@ -358,11 +358,16 @@ def everything() -> tuple[Any, ...]:
 
 def test_a_bound_trip_is_ended_by_its_person(bipsync: SimulatedBipsync) -> None:
     browser = signed_in(bipsync, ADA)
-    session_key = browser.session.session_key
+    session = browser.session
+    session["basket"] = "kept"
+    session.save()
     response = browser.open(bipsync.approve(begin_bound(browser), user=ADA))
     assert (response.status_code, response["Location"]) == (302, "/research/")
     assert BipsyncToken.objects.get().scopes == "research:read users:read"
-    assert browser.session.session_key == session_key
+    # The session goes on, under a new key.
+    assert browser.session["basket"] == "kept"
+    assert browser.session.session_key != session.session_key
+    assert browser.user_id() == str(User.objects.get().pk)
 
 
 def test_a_bound_trip_does_not_end_in_another_persons_session(bipsync: SimulatedBipsync) -> None:

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from bipsync_django import lifecycle, rights, signals, users
+from bipsync_django import durable, lifecycle, rights, signals, users
 from bipsync_django.backends import BipsyncBackend
 from bipsync_django.conf import get_tenant
 from bipsync_django.exceptions import SignInRefused
@@ -368,7 +368,9 @@ def test_whatever_is_claimed_becomes_a_user_or_a_refusal(
     token = BipsyncToken(tenant="acme", subject=NORA, client_id="portal")
     token.save()
     try:
-        user: Any = BipsyncBackend().resolve(users.SignIn(get_tenant(), claims, token))
+        # As in a sign-in: users are looked for with a lock.
+        with transaction.atomic(using=durable.database()):
+            user: Any = BipsyncBackend().resolve(users.SignIn(get_tenant(), claims, token))
     except SignInRefused:
         assert User.objects.count() == 1
         return

@@ -6,33 +6,36 @@ Importing it needs no settings: the simulated Bipsync does so too.
 import re
 from collections.abc import Iterable, Mapping
 
-from django.utils.translation import gettext, gettext_noop
+from django.utils.translation import gettext
 
 __all__ = ["SCOPES", "describe", "in_english"]
 
+# Marks a text for translators. Django's own marker would load the settings.
+_ = str
+
 SCOPES: Mapping[str, str] = {
-    "attachments:read": gettext_noop("Read the files attached to research"),
-    "categories:read": gettext_noop("Read categories"),
-    "classifications:read": gettext_noop("Read classifications"),
-    "comments:read": gettext_noop("Read comments on research"),
-    "contacts:read": gettext_noop("Read contacts"),
-    "events:read": gettext_noop("Read calendar events"),
-    "external_ids:read": gettext_noop("Read identifiers from other systems"),
-    "fields:read": gettext_noop("Read field definitions"),
-    "groups:read": gettext_noop("Read groups and their members"),
-    "note_templates:read": gettext_noop("Read note templates"),
-    "pipelines:read": gettext_noop("Read pipelines"),
-    "projects:read": gettext_noop("Read projects"),
-    "research:read": gettext_noop("Read research notes"),
-    "tasks:read": gettext_noop("Read tasks"),
-    "users:read": gettext_noop("See who works here: names and e-mail addresses"),
-    "versions:read": gettext_noop("Read earlier versions of research"),
-    "rest_api:read": gettext_noop("Read your data through the REST API"),
-    "rest_api:fields:read": gettext_noop("Read field definitions through the REST API"),
-    "rest_api:write": gettext_noop("Change your data through the REST API"),
+    "attachments:read": _("Read the files attached to research"),
+    "categories:read": _("Read categories"),
+    "classifications:read": _("Read classifications"),
+    "comments:read": _("Read comments on research"),
+    "contacts:read": _("Read contacts"),
+    "events:read": _("Read calendar events"),
+    "external_ids:read": _("Read identifiers from other systems"),
+    "fields:read": _("Read field definitions"),
+    "groups:read": _("Read groups and their members"),
+    "note_templates:read": _("Read note templates"),
+    "pipelines:read": _("Read pipelines"),
+    "projects:read": _("Read projects"),
+    "research:read": _("Read research notes"),
+    "tasks:read": _("Read tasks"),
+    "users:read": _("See who works here: names and e-mail addresses"),
+    "versions:read": _("Read earlier versions of research"),
+    "rest_api:read": _("Read your data through the REST API"),
+    "rest_api:fields:read": _("Read field definitions through the REST API"),
+    "rest_api:write": _("Change your data through the REST API"),
 }
 _TEAM = re.compile(r"team_[0-9a-f]{24}")
-_ACT_FOR_TEAM = gettext_noop("Act for a whole team")
+_ACT_FOR_TEAM = _("Act for a whole team")
 
 
 def in_english(scope: str) -> str | None:

@@ -36,6 +36,7 @@ def test_everything_follows_from_the_client(settings: Any) -> None:
         "client_id": "portal",
         "client_secret_source": "portal-secret",
         "scopes": ("users:read",),
+        "service_scopes": ("users:read",),
         "web_url": "https://acme.bipsync.com",
         "authorize_url": "https://acme.bipsync.com/oauth/authorize",
         "token_url": "https://acme-api.bipsync.com/v1/oauth/token",
@@ -60,6 +61,7 @@ def test_everything_follows_from_the_client(settings: Any) -> None:
     assert dict(found.tenants) == {"acme": tenant}
     assert (found.refresh_enabled, found.refresh_ahead) == (True, 600)
     assert (found.user_resolver, found.match_users_by) == (None, None)
+    assert (found.keep_claims, found.health_token) == (("name", "email"), None)
     assert conf.break_glass_users() == frozenset()
     assert not conf.is_sso_only()
 
@@ -100,6 +102,9 @@ def test_every_key_changes_its_setting(settings: Any, tmp_path: Path) -> None:
         DEPLOYMENT="production ",
         SESSION_CHECK_INTERVAL=5,
         KEEP_EVENTS=604800,
+        SERVICE_SCOPES=["research:read"],
+        KEEP_CLAIMS=["name"],
+        HEALTH_TOKEN="h" * 20,
     )
     tenant = get_tenant("acme")
     assert tenant.scopes == ("users:read", "groups:read")
@@ -128,6 +133,8 @@ def test_every_key_changes_its_setting(settings: Any, tmp_path: Path) -> None:
     assert (found.refresh_enabled, found.refresh_ahead) == (False, 60)
     assert (found.keep_alive, found.deployment) == (None, "production")
     assert (found.session_check_interval, found.keep_events) == (5, 604800)
+    assert tenant.service_scopes == ("research:read",)
+    assert (found.keep_claims, found.health_token) == (("name",), "h" * 20)
     # Every key is tried here, so that none is accepted and then forgotten.
     assert {*settings.BIPSYNC, "TENANTS"} == set(conf._KEYS)
 
@@ -326,6 +333,9 @@ WRONG: dict[str, list[Any]] = {
     "DEPLOYMENT": [None, "x" * 65, 1],
     "SESSION_CHECK_INTERVAL": [-1, 86_401, None, "60", True],
     "KEEP_EVENTS": [0, 86_400, None, "year", True],
+    "SERVICE_SCOPES": ["users:read", [], [""], ["a b"], [5], {"a": 1}],
+    "KEEP_CLAIMS": ["name", None, [""], [5], {"name": 1}],
+    "HEALTH_TOKEN": ["", 5, True, ["x"]],
 }
 
 
@@ -380,6 +390,9 @@ RIGHT: dict[str, list[Any]] = {
     "DEPLOYMENT": ["", "staging", "x" * 64],
     "SESSION_CHECK_INTERVAL": [0, 86_400],
     "KEEP_EVENTS": [7 * 86_400, 3660 * 86_400],
+    "SERVICE_SCOPES": [None, ["a:b"], ("a", "b")],
+    "KEEP_CLAIMS": [[], ["a.b"], ("name",)],
+    "HEALTH_TOKEN": [None, "env:NAME", lambda: "x"],
 }
 
 
@@ -579,6 +592,7 @@ def test_policy_may_be_shared_and_a_tenant_may_differ(settings: Any) -> None:
 
 EITHER: dict[str, tuple[Any, Any]] = {
     "SCOPES": (["events:read"], ["groups:read"]),
+    "SERVICE_SCOPES": (["events:read"], ["groups:read"]),
     "LEEWAY": (5, 10),
     "HTTP_TIMEOUT": (2, 3),
     "CA_BUNDLE": (__file__, None),

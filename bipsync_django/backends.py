@@ -28,6 +28,7 @@ __all__ = [
     "BipsyncBackend",
     "SignIn",
     "apply_refreshed_claims",
+    "is_bipsync_backend",
     "report_break_glass",
     "site_backend",
 ]
@@ -41,8 +42,8 @@ class BipsyncBackend(UserPolicy, ModelBackend):
     Passwords are not looked at: keep ``ModelBackend`` in ``AUTHENTICATION_BACKENDS`` for those,
     behind this one, which with ``SSO_ONLY`` lets only ``BREAK_GLASS_USERS`` get to it.
 
-    Subclass it to override ``is_allowed``, ``find_user``, ``create_user``, ``update_user`` or
-    Django's own ``get_user``.
+    Subclass it to override ``is_allowed``, ``find_user``, ``create_user``, ``update_user``,
+    ``impersonator`` or Django's own ``get_user``.
     """
 
     def authenticate(
@@ -98,18 +99,19 @@ def _expect_no_password(
 @receiver(user_logged_in)
 def report_break_glass(*, user: AbstractBaseUser, **kwargs: object) -> None:
     """Log as an error that an account for emergencies is used, so that somebody asks why."""
-    is_by_bipsync = _is_ours(getattr(user, "backend", ""))
+    is_by_bipsync = is_bipsync_backend(getattr(user, "backend", ""))
     if is_sso_only() and not is_by_bipsync and user.get_username() in break_glass_users():
         logger.error("The break-glass user with primary key %s signed in.", user.pk)
 
 
 def site_backend() -> type[BipsyncBackend] | None:
     """Return the site's own ``BipsyncBackend``, the first in ``AUTHENTICATION_BACKENDS``."""
-    ours = filter(_is_ours, settings.AUTHENTICATION_BACKENDS)
+    ours = filter(is_bipsync_backend, settings.AUTHENTICATION_BACKENDS)
     return next(map(import_string, ours), None)
 
 
-def _is_ours(path: str) -> bool:
+def is_bipsync_backend(path: str) -> bool:
+    """Return whether ``path`` names ``BipsyncBackend`` or a subclass of it."""
     backend = import_string(path) if path else None
     return isinstance(backend, type) and issubclass(backend, BipsyncBackend)
 

@@ -1,12 +1,12 @@
 """``@bipsync_token_required``: the page is shown once Bipsync can be asked for this person."""
 
 import functools
-import time
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar, overload
 
 from asgiref.sync import iscoroutinefunction, sync_to_async
 from django.conf import settings
+from django.contrib.auth import get_user_model
 from django.db import connections, transaction
 from django.db.models import Model
 from django.http import HttpRequest, HttpResponse
@@ -14,7 +14,7 @@ from django.shortcuts import resolve_url
 from django.utils.cache import add_never_cache_headers
 from django.views.generic import View
 
-from . import flow, lifecycle
+from . import flow, lifecycle, returns, sessions
 from .conf import Tenant, get_tenant
 from .exceptions import (
     AddressRefused,
@@ -30,15 +30,11 @@ from .exceptions import (
 from .failures import login_url, refuse, refuse_program, wants_page
 from .models import BipsyncToken
 
-__all__ = ["bipsync_token_required", "note_return", "outside_transactions", "scopes_of_views"]
+__all__ = ["bipsync_token_required", "outside_transactions", "scopes_of_views"]
 
 V = TypeVar("V", bound=Callable[..., Any])
 
 _ANSWERED = (AddressRefused, KeysUnavailable, MissingScope, RefreshUnavailable, SignInRequired)
-_KEY = "_bipsync_returns"
-# How long a trip counts as just made, in seconds: the redirect back to the page takes one or two.
-_JUST_NOW = 60
-_MOST_NOTES = 5
 _scopes_of_views: set[str] = set()
 
 
@@ -106,12 +102,6 @@ def scopes_of_views() -> frozenset[str]:
     return frozenset(_scopes_of_views)
 
 
-def note_return(request: HttpRequest, trip: flow.Trip) -> None:
-    """Note in the session that ``trip`` has come back, so that no page begins it at once again."""
-    notes = [*_notes(request), [time.time(), trip.tenant, list(trip.scopes)]]
-    request.session[_KEY] = notes[-_MOST_NOTES:]
-
-
 class _Gate:
     """What one view needs, and what happens to requests that lack it."""
 
@@ -126,7 +116,8 @@ class _Gate:
         except ConfigurationError as error:
             return self._refuse(request, "misconfigured", error)
         grant = _grant(request, tenant)
-        if grant is None or grant.status != BipsyncToken.Status.ACTIVE:
+        is_lapsed = sessions.lapsed_of(request) is not None
+        if grant is None or grant.status != BipsyncToken.Status.ACTIVE or is_lapsed:
             return self._ask(request, tenant, grant, "no_connection")
         if not grant.scope_set.issuperset(self.scopes):
             return self._ask(request, tenant, grant, "missing_scope")
@@ -169,8 +160,8 @@ class _Gate:
                 return refuse_program(request, reason, scopes=list(self.scopes))
             return refuse_program(request, "sign_in_required", tenant=tenant.slug)
         wanted = self.scopes if reason == "missing_scope" else ()
-        if _was_asked_just_now(request, tenant, wanted):
-            _forget(request, tenant)
+        if returns.was_asked_just_now(request, tenant, wanted):
+            returns.forget_trips(request)
             return self._refuse(request, reason, "The person has just come back from Bipsync.")
         try:
             response = flow.begin(
@@ -181,7 +172,7 @@ class _Gate:
                 scopes=self._scopes_to_ask_for(tenant, grant),
                 # Without a grant of theirs nobody can say which Bipsync account is the right one,
                 # and a new one is not joined to an existing user: that is an ordinary sign-in.
-                user="" if grant is None else str(request.user.pk),
+                user="" if grant is None else str(grant.user_id),
             )
         except ConfigurationError as error:
             return self._refuse(request, "misconfigured", error)
@@ -198,14 +189,27 @@ class _Gate:
     def _refuse(self, request: HttpRequest, reason: str, detail: object) -> HttpResponse:
         retry_url = _page_of(request) or resolve_url(settings.LOGIN_REDIRECT_URL)
         if reason == "not_permitted":
+            # The link leads to a sign-in for this very page, which is what a circle looks like.
+            returns.forget_trips(request)
             retry_url = login_url(retry_url, self._tenant)
         as_page = wants_page(request)
         return refuse(request, reason, str(detail), retry_url=retry_url, as_page=as_page)
 
 
 def _grant(request: HttpRequest, tenant: Tenant) -> BipsyncToken | None:
+    """Return the grant of the person who is signed in, or was until their session lapsed."""
+    lapsed = sessions.lapsed_of(request)
+    if lapsed is not None:
+        return _lapsed_grant(lapsed, tenant)
     user = request.user
     return lifecycle.grant_of(user, tenant) if isinstance(user, Model) else None
+
+
+def _lapsed_grant(lapsed: sessions.Lapsed, tenant: Tenant) -> BipsyncToken | None:
+    if lapsed.verdict is sessions.Verdict.OVER:
+        return None
+    user = get_user_model()(pk=get_user_model()._meta.pk.to_python(lapsed.user))
+    return lifecycle.grant_of(user, tenant)
 
 
 def _page_of(request: HttpRequest) -> str:
@@ -213,23 +217,6 @@ def _page_of(request: HttpRequest) -> str:
     if request.method in {"GET", "HEAD"}:
         return flow.safe_next(request, request.get_full_path())
     return flow.safe_next(request, request.headers.get("Referer", ""))
-
-
-def _notes(request: HttpRequest) -> list[Any]:
-    now = time.time()
-    return [note for note in request.session.get(_KEY, ()) if 0 <= now - note[0] < _JUST_NOW]
-
-
-def _was_asked_just_now(request: HttpRequest, tenant: Tenant, wanted: Iterable[str]) -> bool:
-    return any(
-        slug == tenant.slug and set(scopes).issuperset(wanted)
-        for _, slug, scopes in _notes(request)
-    )
-
-
-def _forget(request: HttpRequest, tenant: Tenant) -> None:
-    """Let the next visit ask again: the page that is shown now has a link for that."""
-    request.session[_KEY] = [note for note in _notes(request) if note[1] != tenant.slug]
 
 
 def _is_asynchronous(view: Callable[..., Any]) -> bool:

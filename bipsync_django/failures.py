@@ -33,7 +33,8 @@ class Failure:
     """One way not to get on: the HTTP status, a heading, a sentence or two, and a link's words.
 
     ``needs_administrator`` says that trying again alone will not help, and ``shows_account`` that
-    it helps to know as whom the person is signed in at Bipsync.
+    it helps to know as whom the person is signed in at Bipsync. ``opens_tab`` says that the link
+    leaves the page where it is.
     """
 
     status: int
@@ -41,6 +42,7 @@ class Failure:
     text: Promise
     needs_administrator: bool = False
     shows_account: bool = False
+    opens_tab: bool = False
     retry: Promise = _TRY_AGAIN
 
 
@@ -139,6 +141,25 @@ FAILURES: Mapping[str, Failure] = {
             "minute, then try again."
         ),
     ),
+    "impersonation": Failure(
+        403,
+        _("You act as somebody else at the moment"),
+        _(
+            "A Bipsync account can be connected by its own person only. Stop acting as somebody "
+            "else, then try again."
+        ),
+    ),
+    "sign_in_again": Failure(
+        403,
+        _("Nothing was sent: please sign in again"),
+        _(
+            "Your connection to Bipsync has ended, and this site signed you out with it. Sign in "
+            "again in another tab. Then come back to this one, go back to your form, and send it "
+            "once more: your browser keeps what you typed."
+        ),
+        opens_tab=True,
+        retry=_("Sign in in another tab"),
+    ),
     "no_answer": Failure(
         503,
         _("Bipsync cannot be asked at the moment"),
@@ -171,6 +192,16 @@ FAILURES: Mapping[str, Failure] = {
         ),
         needs_administrator=True,
         retry=_("Sign in again"),
+    ),
+    "no_permission": Failure(
+        403,
+        _("You may not see this page"),
+        _(
+            "You are signed in, and your account here lacks a permission that this page needs. An "
+            "administrator of this site can give it to you."
+        ),
+        needs_administrator=True,
+        retry=_("Sign in as somebody else"),
     ),
     "not_allowed": Failure(
         403,

@@ -12,6 +12,7 @@ from django.contrib.auth.models import AbstractBaseUser
 from django.core.exceptions import FieldDoesNotExist, ValidationError
 from django.core.validators import validate_email
 from django.db import DataError, IntegrityError, models, router, transaction
+from django.http import HttpRequest
 from django.utils.module_loading import import_string
 
 from . import claim_paths, rights
@@ -194,6 +195,23 @@ class UserPolicy:
             return
         self.update_user(user, tenant, claims)
         rights.apply(token, user, tenant, claims)
+
+    def impersonator(self, request: HttpRequest) -> str | None:
+        """Return the primary key, as text, of the person who acts as the user of this session.
+
+        ``None`` when nobody does. Such a session ends with the grant of the person who acts, and
+        connects no account. The sessions of django-hijack, django-su and django-loginas are
+        known; override this for another package that signs the other user in. A package that
+        keeps the session and replaces ``request.user`` needs nothing.
+        """
+        session = request.session
+        if history := session.get("hijack_history"):
+            return str(history[0])
+        if users := session.get("exit_users_pk"):
+            return str(users[0][0])
+        if signed := session.get("loginas_from_user"):
+            return str(signed).partition(":")[0]
+        return None
 
     def _existing_user(self, sign_in: SignIn) -> AbstractBaseUser | None:
         """Return the user that the account belongs to, or may belong to from now on."""

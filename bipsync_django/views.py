@@ -6,11 +6,18 @@ from typing import Any
 from urllib.parse import urlencode
 
 from django.conf import settings
-from django.contrib.auth import SESSION_KEY, authenticate, get_user_model, login, logout
+from django.contrib.auth import (
+    SESSION_KEY,
+    authenticate,
+    get_user_model,
+    load_backend,
+    login,
+    logout,
+)
 from django.contrib.auth import views as auth_views
 from django.contrib.auth.decorators import login_not_required, login_required
 from django.contrib.auth.models import AbstractBaseUser
-from django.db import Error
+from django.db import Error, router
 from django.http import HttpRequest, HttpResponse, HttpResponseBase, HttpResponseRedirect, QueryDict
 from django.shortcuts import render, resolve_url
 from django.urls import reverse
@@ -21,9 +28,9 @@ from django.views.decorators.csrf import csrf_protect
 from django.views.decorators.debug import sensitive_variables
 from django.views.generic import View
 
-from . import error_reports, flow, lifecycle, limits, scopes
+from . import error_reports, flow, lifecycle, limits, returns, scopes, sessions
 from .conf import Tenant, get_settings, get_tenant
-from .decorators import note_return, outside_transactions
+from .decorators import outside_transactions
 from .durable import database
 from .exceptions import (
     ConfigurationError,
@@ -36,7 +43,6 @@ from .exceptions import (
     TokenRefused,
 )
 from .failures import login_url, refuse, refuse_program, wants_page
-from .middleware import came_from, end_lapsed_session, stamp
 from .models import BipsyncToken, TokenEvent
 from .oauth.claims import Claims, validate_access_token
 from .oauth.client import TokenPair, exchange_code
@@ -50,6 +56,7 @@ __all__ = [
     "DisconnectView",
     "LoginView",
     "LogoutView",
+    "expect_own_person",
     "leave",
 ]
 
@@ -58,6 +65,7 @@ CONNECT_SERVICE = "bipsync_django.connect_service_bipsynctoken"
 
 _RESUMED = "resumed"
 _LONGEST_PARAMETER = 8192
+_MAX_ARRIVALS_AT_HOME = 2
 _PROVIDER_ERRORS = {
     "access_denied": "declined",
     "invalid_request": "misconfigured",
@@ -125,6 +133,7 @@ class LoginView(_SignInView):
             # A script that followed a redirect to Bipsync's pages would only fail there.
             return refuse_program(request, "sign_in_required", tenant=tenant)
         next_url = self.next_url(request)
+        self._expect_no_circle(request, next_url)
         try:
             if tenant is None and len(get_settings().tenants) > 1:
                 return render(
@@ -133,6 +142,24 @@ class LoginView(_SignInView):
             return flow.begin(request, _tenant_at(tenant), next_url=next_url)
         except ConfigurationError as error:
             raise SignInRefused("misconfigured", str(error)) from error
+
+    def _expect_no_circle(self, request: HttpRequest, next_url: str) -> None:
+        """Refuse a person whom a page sends here again although they have just come from here.
+
+        Django's ``@permission_required`` and ``user_passes_test()`` do so with a person who is
+        signed in and lacks what they ask for.
+        """
+        if not request.user.is_authenticated:
+            return
+        # Without a page to go to, it may be a button that the person has pressed again.
+        most = 0 if next_url else _MAX_ARRIVALS_AT_HOME
+        if returns.count_arrivals(request, next_url or _home()) > most:
+            returns.forget_trips(request)
+            raise SignInRefused(
+                "no_permission",
+                f"The user with primary key {request.user.pk} has just signed in for this page, "
+                "which sent them here again.",
+            )
 
 
 class CallbackView(_SignInView):
@@ -161,24 +188,19 @@ class CallbackView(_SignInView):
         if not user.is_active:
             # Created so, to be switched on by somebody: the next request would not know them.
             raise SignInRefused("inactive", f"The user with primary key {user.pk} is inactive.")
+        destination = _destination(request, trip)
         if trip.purpose != flow.CONNECT:
             with _storing():
-                if SESSION_KEY in request.session:
-                    # login() keeps the key of a session that is this user's already, and so every
-                    # copy of its cookie, also one that an administrator has just shut out.
-                    request.session.cycle_key()
-                login(request, user)  # type: ignore[arg-type]
-                stamp(request, token)
-        if trip.purpose == flow.STEP_UP:
-            note_return(request, trip)
-        response = HttpResponseRedirect(_destination(request, trip))
+                _log_in(request, user, token)
+            returns.note_return(request, trip, destination)
+        response = HttpResponseRedirect(destination)
         limits.remember(response, secure=flow.is_https(request))
         flow.end(request, response, trip.state)
         return response
 
     def refuse(self, request: HttpRequest, refused: SignInRefused) -> HttpResponse:
         if refused.reason == "declined":
-            end_lapsed_session(request)
+            sessions.end_lapsed_session(request)
         response = super().refuse(request, refused)
         if refused.reason not in {"unknown_state", "replayed_state"}:
             flow.end(request, response, request.GET.get("state", ""))
@@ -187,7 +209,7 @@ class CallbackView(_SignInView):
     def retry_url(self, request: HttpRequest, reason: str) -> str:
         trip = flow.recall(request, request.GET.get("state", ""))
         if reason == "other_person":
-            return resolve_url(settings.LOGIN_REDIRECT_URL)
+            return _home()
         if trip is None:
             return login_url("", self.kwargs.get("tenant"))
         if trip.purpose in {flow.STEP_UP, flow.SERVICE}:
@@ -248,6 +270,8 @@ class CallbackView(_SignInView):
             user = self.request.user
             # Whoever connects an account has to be here still; a sign-in may find nobody.
             connects = trip.purpose in {flow.CONNECT, flow.SERVICE}
+            if connects:
+                expect_own_person(self.request)
             may_be_nobody = not connects and not user.is_authenticated
             is_other = bool(trip.user) and str(user.pk) != trip.user and not may_be_nobody
         except Error as error:
@@ -309,7 +333,7 @@ class CallbackView(_SignInView):
                     "No backend took the sign-in: add bipsync_django.backends.BipsyncBackend to "
                     "AUTHENTICATION_BACKENDS.",
                 )
-            signed_in.append(user)
+            signed_in.append(user if is_connecting else _as_django_finds_them(user))
             return user
 
         with _storing():
@@ -388,9 +412,8 @@ class ConnectionView(View):
                 for tenant in get_settings().tenants.values()
             ]
         except ConfigurationError as error:
-            home = resolve_url(settings.LOGIN_REDIRECT_URL)
-            return refuse(request, "misconfigured", str(error), retry_url=home)
-        context = {"connections": connections, "home_url": resolve_url(settings.LOGIN_REDIRECT_URL)}
+            return refuse(request, "misconfigured", str(error), retry_url=_home())
+        context = {"connections": connections, "home_url": _home()}
         return render(request, "bipsync_django/connection.html", context)
 
 
@@ -416,7 +439,7 @@ class DisconnectView(View):
         grant = None if tenant is None else lifecycle.grant_of(person, tenant)
         if grant is None or grant.status == BipsyncToken.Status.DISCONNECTED or tenant is None:
             return HttpResponseRedirect(reverse("bipsync:connection"))
-        ends_session = came_from(request, grant)
+        ends_session = sessions.is_bound_to(request, grant)
         if request.method == "POST":
             lifecycle.disconnect(grant, actor=person)
             if ends_session:
@@ -457,8 +480,10 @@ def leave(
 ) -> HttpResponse:
     """Send the person who has pressed a button to Bipsync, on a trip that only they can end.
 
-    ``purpose``, ``next_url`` and ``scopes`` are as in ``flow.begin``, which raises what this does.
+    ``purpose``, ``next_url`` and ``scopes`` are as in ``flow.begin``, which raises what this does;
+    and ``SignInRefused`` while the person acts as another.
     """
+    expect_own_person(request)
     away = flow.begin(
         request,
         tenant,
@@ -491,6 +516,12 @@ def _connection(person: Any, tenant: Tenant, here: str) -> dict[str, Any]:
     }
 
 
+def expect_own_person(request: HttpRequest) -> None:
+    """Raise ``SignInRefused`` while a person acts as another: what is joined stays joined."""
+    if sessions.is_acting_as_another(request):
+        raise SignInRefused("impersonation", "Somebody acts as the user of this session.")
+
+
 @contextmanager
 def _storing() -> Iterator[None]:
     """Turn what goes wrong with settings and database into a page."""
@@ -500,6 +531,45 @@ def _storing() -> Iterator[None]:
         raise SignInRefused("misconfigured", str(error)) from error
     except Error as error:
         raise SignInRefused("storage_unavailable", type(error).__name__) from error
+
+
+def _as_django_finds_them(user: Any) -> Any:
+    """Return the user as the next request will have them. Raises ``SignInRefused`` if it will not.
+
+    A site's backend may know better than its policy who may be signed in. A user who is inactive
+    from the start is stored, for somebody to switch on.
+    """
+    if not user.is_active:
+        return user
+    backend: Any = load_backend(user.backend)
+    found = backend.get_user(user.pk)
+    model = get_user_model()
+    if found is None and router.db_for_read(model) != router.db_for_write(model):
+        # A replica does not have a user yet who was created in this transaction.
+        found = user if backend.user_can_authenticate(user) else None
+    if found is None:
+        raise SignInRefused(
+            "not_allowed",
+            f"get_user() of {user.backend} does not return the user with primary key {user.pk}, "
+            "so the next request would not be signed in.",
+        )
+    found.backend = user.backend
+    return found
+
+
+def _log_in(request: HttpRequest, user: AbstractBaseUser, token: BipsyncToken) -> None:
+    """Begin the session of ``user``, which depends on ``token`` from now on."""
+    # The person who was sent here by a form goes back to it: its CSRF token stays good.
+    secret = request.META.get("CSRF_COOKIE") if sessions.was_of(request, user) else None
+    sessions.bring_back(request)
+    if SESSION_KEY in request.session:
+        # login() keeps the key of a session that is this user's already, and so every
+        # copy of its cookie, also one that an administrator has just shut out.
+        request.session.cycle_key()
+    sessions.bind_to(request, token)
+    login(request, user)  # type: ignore[arg-type]
+    if secret is not None:
+        request.META.update(CSRF_COOKIE=secret, CSRF_COOKIE_NEEDS_UPDATE=True)
 
 
 def _tenant_at(slug: str | None) -> Tenant:
@@ -549,4 +619,8 @@ def _forget_query(request: HttpRequest) -> None:
 
 
 def _destination(request: HttpRequest, trip: flow.Trip) -> str:
-    return flow.safe_next(request, trip.next) or resolve_url(settings.LOGIN_REDIRECT_URL)
+    return flow.safe_next(request, trip.next) or _home()
+
+
+def _home() -> str:
+    return resolve_url(settings.LOGIN_REDIRECT_URL)

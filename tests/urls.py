@@ -1,5 +1,9 @@
 from django.contrib import admin
-from django.contrib.auth.decorators import login_not_required, login_required
+from django.contrib.auth.decorators import (
+    login_not_required,
+    login_required,
+    permission_required,
+)
 from django.http import HttpRequest, HttpResponse
 from django.template import engines
 from django.urls import include, path
@@ -36,6 +40,30 @@ def page(request: HttpRequest) -> HttpResponse:
 
 
 @login_not_required
+def open_house(request: HttpRequest) -> HttpResponse:
+    """A page that is marked as one for everybody, and says who looks."""
+    return greeting(request)
+
+
+@login_required
+def note(request: HttpRequest) -> HttpResponse:
+    """A page with a form that takes long to fill in."""
+    if request.method == "POST":
+        return HttpResponse(f"Saved {request.POST['note']}")
+    source = (
+        '<!doctype html><html lang="en"><title>A note</title><body><main><h1>A note</h1>'
+        '<form method="post">{% csrf_token %}<label>Note <textarea name="note"></textarea></label>'
+        "<button>Save</button></form></main>"
+    )
+    return HttpResponse(engines["django"].from_string(source).render({}, request))
+
+
+@permission_required("auth.add_user")
+def reports(request: HttpRequest) -> HttpResponse:
+    return HttpResponse("Reports")
+
+
+@login_not_required
 def welcome(request: HttpRequest) -> HttpResponse:
     return HttpResponse("Welcome")
 
@@ -52,7 +80,10 @@ urlpatterns = [
     path("greeting/", greeting),
     path("agreeting/", agreeting),
     path("welcome/", welcome),
+    path("open-house/", open_house),
     path("page/", page),
+    path("note/", note),
+    path("reports/", reports),
     path("research/", research),
     path("admin/", admin.site.urls),
     path("bipsync/", include("bipsync_django.urls")),

@@ -549,7 +549,7 @@ def test_switches_and_methods_of_the_simulator_exist() -> None:
     described = "\n".join(inspect.getdoc(cls) or "" for cls in SimulatedBipsync.__mro__[:2])
     attributes = set(re.findall(r"(?m)^    (\w+):", described))
     assert {"latency", "clock_ahead"} <= attributes
-    parameters = {"client", "client_id", "host", "port", "state_file"}
+    parameters = {"client", "client_id", "host", "port", "state_file", "tls"}
     assert attributes - parameters <= switches | methods
 
 

@@ -9,9 +9,11 @@ from .messages import Answer, DropAfter, DropBefore, Html, RecordedRequest, Tric
 from .people import SimulatedUser
 from .provider import IssuedPair
 from .simulator import SimulatedBipsync
+from .tls import Authority
 
 __all__ = [
     "Answer",
+    "Authority",
     "ConsentError",
     "DropAfter",
     "DropBefore",

@@ -1,6 +1,7 @@
 """``python -m bipsync_django.testing``: a simulated Bipsync to develop a site against."""
 
 import argparse
+import shutil
 import signal
 import sys
 import threading
@@ -8,6 +9,7 @@ import time
 from collections.abc import Sequence
 
 from .simulator import SimulatedBipsync
+from .tls import Authority
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -35,6 +37,11 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--state", metavar="FILE", help="keep grants and signing keys here between runs"
     )
+    parser.add_argument(
+        "--tls",
+        metavar="FILE",
+        help="speak https, and write the certificate to trust (CA_BUNDLE) to this file",
+    )
     parser.add_argument("--quiet", action="store_true", help="print nothing about tokens")
     return parser.parse_args(argv)
 
@@ -61,6 +68,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace, interrupted: threading.Event) -> int:
     try:
+        tls = _authority(options.tls) if options.tls else None
+    except (OSError, ImportError) as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    try:
         simulated = SimulatedBipsync(
             client=options.client,
             client_id=options.client_id,
@@ -71,6 +83,7 @@ def _run(options: argparse.Namespace, interrupted: threading.Event) -> int:
             access_token_lifetime=options.access_token_lifetime,
             dialect=options.dialect,
             state_file=options.state,
+            tls=tls,
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         sys.stderr.write(f"Cannot go on from {options.state}: {error!r}\n")
@@ -86,6 +99,12 @@ def _run(options: argparse.Namespace, interrupted: threading.Event) -> int:
         _print(f"Simulated Bipsync for {options.client} at {simulated.url} (Ctrl+C stops it)")
         interrupted.wait()
     return 0
+
+
+def _authority(file: str) -> Authority:
+    authority = Authority()
+    shutil.copy(authority.bundle, file)
+    return authority
 
 
 if __name__ == "__main__":

@@ -24,11 +24,11 @@ class _Form(HTMLParser):
             self.hidden[attributes["name"]] = attributes["value"]
 
 
-def decide(authorize_url: str, *, decision: str, user_id: str) -> str:
+def decide(authorize_url: str, *, decision: str, user_id: str, ca_bundle: str | None = None) -> str:
     """Fill in the consent page at ``authorize_url`` and return where it redirects to.
 
     The redirect is not followed. An authorization request that the provider refuses with a
-    redirect of its own returns that one.
+    redirect of its own returns that one. ``ca_bundle`` is the path of the certificates to trust.
 
     Raises:
         ConsentError: there was neither a consent page nor a redirect.
@@ -36,6 +36,7 @@ def decide(authorize_url: str, *, decision: str, user_id: str) -> str:
     with requests.Session() as session:
         # A proxy from the environment must not come between a test and its own machine.
         session.trust_env = False
+        session.verify = ca_bundle or True
         page = session.get(authorize_url, allow_redirects=False, timeout=30)
         if page.status_code == 200:
             form = _Form()

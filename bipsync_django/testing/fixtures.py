@@ -21,17 +21,26 @@ from django.test import Client
 from .people import SimulatedUser
 from .simulator import SimulatedBipsync
 from .site import SimulatedSite
+from .tls import Authority
 
 _ORIGINS = ("https://testserver", "http://testserver")
 
 
 @pytest.fixture
-def bipsync_site(settings: Any, request: pytest.FixtureRequest) -> Iterator[SimulatedSite]:
+def bipsync_tls() -> Authority | None:
+    """How the simulated clients speak: http. Override it with an ``Authority`` for https."""
+    return None
+
+
+@pytest.fixture
+def bipsync_site(
+    settings: Any, request: pytest.FixtureRequest, bipsync_tls: Authority | None
+) -> Iterator[SimulatedSite]:
     """The site's ``BIPSYNC`` setting points to a simulated client for each of its tenants.
 
     With pytest-django's ``live_server`` browsers may be sent back there as well.
     """
-    with SimulatedSite(getattr(settings, "BIPSYNC", {})) as site:
+    with SimulatedSite(getattr(settings, "BIPSYNC", {}), tls=bipsync_tls) as site:
         settings.BIPSYNC = site.settings
         site.allow(*_ORIGINS)
         if "live_server" in request.fixturenames:

@@ -3,6 +3,7 @@
 import contextlib
 import socket
 import socketserver
+import ssl
 import sys
 import threading
 from collections.abc import Callable
@@ -27,8 +28,11 @@ class HttpServer(ThreadingHTTPServer):
     # socketserver's backlog of five drops connections when a pool of workers starts at once.
     request_queue_size = 128
 
-    def __init__(self, address: tuple[str, int], exchange: Exchange) -> None:
+    def __init__(
+        self, address: tuple[str, int], exchange: Exchange, tls: ssl.SSLContext | None = None
+    ) -> None:
         self.exchange = exchange
+        self._tls = tls
         self.stopping = threading.Event()
         self._lock = threading.Lock()
         self._open: dict[Any, threading.Thread] = {}
@@ -42,6 +46,15 @@ class HttpServer(ThreadingHTTPServer):
         # http.server would look the host's name up here, which can take seconds.
         socketserver.TCPServer.server_bind(self)
         self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
+
+    def get_request(self) -> tuple[Any, Any]:
+        connection, address = super().get_request()
+        if self._tls is not None:
+            # The handshake waits for the client, so it is left to the connection's own thread.
+            connection = self._tls.wrap_socket(
+                connection, server_side=True, do_handshake_on_connect=False
+            )
+        return connection, address
 
     def process_request(self, request: Any, client_address: Any) -> None:
         thread = threading.Thread(
@@ -58,7 +71,8 @@ class HttpServer(ThreadingHTTPServer):
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         # Clients with a deadline hang up in the middle of an answer; that is what they are for.
-        if not isinstance(sys.exception(), ConnectionError):
+        # Those that do not trust our authority hang up in the middle of the handshake.
+        if not isinstance(sys.exception(), ConnectionError | ssl.SSLError):
             super().handle_error(request, client_address)
 
     def stop(self) -> None:

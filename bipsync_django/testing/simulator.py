@@ -26,6 +26,7 @@ from .messages import (
 from .people import SimulatedUser
 from .provider import Provider, token_parameters
 from .server import HttpServer
+from .tls import Authority
 
 Endpoint = Literal["token", "jwks", "api", "authorize"]
 
@@ -38,7 +39,7 @@ _RECORDED_REQUESTS = 1000
 
 
 class SimulatedBipsync(Provider):
-    """A Bipsync tenant on a loopback address, over real HTTP.
+    """A Bipsync tenant on a loopback address, over real HTTP, with or without TLS.
 
     Use it as a context manager, or call ``start()`` and ``stop()``. A stopped simulator keeps its
     grants and keys and starts again on the same port, which is how an outage is simulated.
@@ -55,6 +56,7 @@ class SimulatedBipsync(Provider):
         refresh_token_lifetime: in seconds.
         dialect: ``"9"`` or ``"8"``, the major version of league/oauth2-server to sound like.
         state_file: where grants and signing keys outlive the process.
+        tls: who certifies it; then it speaks https, and its settings name the ``CA_BUNDLE``.
 
     Attributes, beside those of ``Provider``, all of which can be changed while it runs:
         latency: seconds before the token endpoint looks at a request.
@@ -77,6 +79,7 @@ class SimulatedBipsync(Provider):
         refresh_token_lifetime: int = 2592000,
         dialect: Dialect = "9",
         state_file: str | os.PathLike[str] | None = None,
+        tls: Authority | None = None,
     ) -> None:
         super().__init__(
             client_id=client_id,
@@ -93,6 +96,7 @@ class SimulatedBipsync(Provider):
         self.calls: Counter[str] = Counter()
         self._host = host
         self._port = port
+        self._tls = tls
         self._server: HttpServer | None = None
         self._lock = threading.Lock()
         self._requests: deque[RecordedRequest] = deque(maxlen=_RECORDED_REQUESTS)
@@ -111,7 +115,8 @@ class SimulatedBipsync(Provider):
         """
         if self._server is None:
             self.keys.resume()
-            self._server = HttpServer((self._host, self._port), self._exchange)
+            tls = None if self._tls is None else self._tls.context(self._host)
+            self._server = HttpServer((self._host, self._port), self._exchange, tls)
             self._port = self._server.server_port
         return self
 
@@ -130,10 +135,11 @@ class SimulatedBipsync(Provider):
 
     @property
     def url(self) -> str:
-        """``http://HOST:PORT``, without a trailing slash."""
+        """``http://HOST:PORT`` or ``https://HOST:PORT``, without a trailing slash."""
         if not self._port:
             raise RuntimeError("The simulator has no port yet: start() it first.")
-        return f"http://{self._host}:{self._port}"
+        scheme = "http" if self._tls is None else "https"
+        return f"{scheme}://{self._host}:{self._port}"
 
     @property
     def authorize_url(self) -> str:
@@ -167,8 +173,14 @@ class SimulatedBipsync(Provider):
             "TOKEN_URL": self.token_url,
             "JWKS_URL": self.jwks_url,
             "API_URL": self.api_url,
-            "ALLOW_INSECURE_LOOPBACK": True,
+            **self._trust,
         }
+
+    @property
+    def _trust(self) -> dict[str, Any]:
+        if self._tls is None:
+            return {"ALLOW_INSECURE_LOOPBACK": True}
+        return {"CA_BUNDLE": self._tls.bundle}
 
     # A browser's part
 
@@ -186,12 +198,18 @@ class SimulatedBipsync(Provider):
             ConsentError: the provider showed an error instead of a consent page.
         """
         user_id = self.find_user(user).id
-        return browser.decide(authorize_url, decision="approve", user_id=user_id)
+        return self._answer_consent(authorize_url, "approve", user_id)
 
     def decline(self, authorize_url: str, *, user: str | SimulatedUser | None = None) -> str:
         """Cancel, as a person would in a browser; arguments and answer as for ``approve()``."""
         user_id = self.find_user(user).id
-        return browser.decide(authorize_url, decision="deny", user_id=user_id)
+        return self._answer_consent(authorize_url, "deny", user_id)
+
+    def _answer_consent(self, authorize_url: str, decision: str, user_id: str) -> str:
+        ca_bundle = None if self._tls is None else self._tls.bundle
+        return browser.decide(
+            authorize_url, decision=decision, user_id=user_id, ca_bundle=ca_bundle
+        )
 
     # Trouble on demand
 

@@ -10,6 +10,7 @@ from django.urls import reverse
 
 from .people import SimulatedUser
 from .simulator import SimulatedBipsync
+from .tls import Authority
 
 # Settings that a simulated client cannot satisfy, whatever the site sets them to.
 _REAL_ONLY = {"AUDIENCE", "ISSUER", "REDIRECT_URI", "CA_BUNDLE", "CLIENT"}
@@ -21,18 +22,19 @@ class SimulatedSite:
     Args:
         configured: the site's own ``BIPSYNC``, of which everything stays that a simulated client
             can satisfy.
+        tls: who certifies the simulated clients; then they speak https.
 
     Attributes:
         tenants: the simulated clients by slug, in the order of the settings.
         settings: what the site has to have for ``BIPSYNC`` meanwhile.
     """
 
-    def __init__(self, configured: Mapping[str, Any]) -> None:
+    def __init__(self, configured: Mapping[str, Any], *, tls: Authority | None = None) -> None:
         self._configured = configured
         self._running = ExitStack()
         own = configured.get("TENANTS")
         slugs = list(own) if own else [str(configured.get("CLIENT", "acme"))]
-        self.tenants = {slug: SimulatedBipsync(client=slug) for slug in slugs}
+        self.tenants = {slug: SimulatedBipsync(client=slug, tls=tls) for slug in slugs}
 
     def __enter__(self) -> Self:
         with ExitStack() as running:
@@ -55,11 +57,13 @@ class SimulatedSite:
         if "TENANTS" not in self._configured:
             return {**_kept(self._configured), **self.first.settings}
         tenants = {}
+        loopback = None
         for slug, own in self._configured["TENANTS"].items():
             simulated = self.tenants[slug].settings
-            simulated.pop("ALLOW_INSECURE_LOOPBACK")
+            loopback = simulated.pop("ALLOW_INSECURE_LOOPBACK", None)
             tenants[slug] = {**_kept(own), **simulated}
-        return {**_kept(self._configured), "ALLOW_INSECURE_LOOPBACK": True, "TENANTS": tenants}
+        shared = {**_kept(self._configured), "TENANTS": tenants}
+        return shared if loopback is None else {**shared, "ALLOW_INSECURE_LOOPBACK": True}
 
     def allow(self, *origins: str) -> None:
         """Let browsers be sent back to the site at these origins, such as ``https://testserver``.

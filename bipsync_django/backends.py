@@ -19,6 +19,7 @@ from django.utils.module_loading import import_string
 from .conf import break_glass_users, get_tenant, is_sso_only
 from .durable import database
 from .exceptions import SignInRefused
+from .lifecycle import Identity
 from .models import BipsyncToken
 from .oauth.claims import Claims
 from .signals import token_refreshed
@@ -126,14 +127,13 @@ def apply_refreshed_claims(*, token: BipsyncToken, claims: Claims, **kwargs: obj
     backend, user = site_backend(), token.user
     if user is None or backend is None:
         return
-    tenant = get_tenant(token.tenant)
+    tenant, identity = get_tenant(token.tenant), Identity.of(token)
 
     def apply() -> None:
         with transaction.atomic(using=database()):
             # Meanwhile the account may have become nobody's, or newer claims have come.
-            rows = BipsyncToken.objects.using(database()).select_for_update()
-            same = rows.filter(pk=token.pk, user_id=user.pk, generation=token.generation)
-            if list(same.values_list("pk", flat=True)):
+            rows = identity.rows().select_for_update().filter(generation=token.generation)
+            if any(Identity.of(row) == identity for row in rows):
                 backend().apply_claims(token, user, tenant, claims)
 
     transaction.on_commit(apply, using=database(), robust=True)

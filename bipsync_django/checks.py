@@ -98,24 +98,34 @@ def check_claims(app_configs: Sequence[Any] | None, **kwargs: Any) -> list[Check
 
 @register
 def check_resolver(app_configs: Sequence[Any] | None, **kwargs: Any) -> list[CheckMessage]:
-    """E005: ``USER_RESOLVER`` cannot be imported, or cannot be called."""
+    """E005: ``USER_RESOLVER`` or ``PREPARE_CONNECTION`` cannot be imported, or cannot be called."""
     if conf.problems():
         return []
-    resolver = conf.get_settings().user_resolver
-    try:
-        found = import_string(resolver) if isinstance(resolver, str) else resolver
-    except ImportError:
-        found = resolver
-    if found is None or callable(found):
-        return []
+    settings = conf.get_settings()
+    named = {
+        "USER_RESOLVER": (settings.user_resolver, "portal.people.find"),
+        "PREPARE_CONNECTION": (
+            settings.prepare_connection_source,
+            "portal.schemas.use_callers_schema",
+        ),
+    }
     return [
         Error(
-            f"BIPSYNC['USER_RESOLVER'] names {resolver!r}, which is no callable that can be "
-            "imported.",
-            hint='Give the dotted path of a function, for example "portal.people.find".',
+            f"BIPSYNC[{key!r}] names {source!r}, which is no callable that can be imported.",
+            hint=f'Give the dotted path of a function, for example "{example}".',
             id="bipsync_django.E005",
         )
+        for key, (source, example) in named.items()
+        if not _is_usable(source)
     ]
+
+
+def _is_usable(source: object) -> bool:
+    try:
+        found = import_string(source) if isinstance(source, str) else source
+    except ImportError:
+        return False
+    return found is None or callable(found)
 
 
 @register

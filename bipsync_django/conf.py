@@ -16,7 +16,9 @@ from urllib.parse import urlsplit
 
 from django.conf import settings as django_settings
 from django.core.signals import setting_changed
+from django.db.backends.base.base import BaseDatabaseWrapper
 from django.dispatch import receiver
+from django.utils.module_loading import import_string
 
 from .exceptions import ConfigurationError
 from .secret_sources import SecretSource, reread, secret
@@ -26,6 +28,7 @@ __all__ = [
     "ClaimSource",
     "GroupRules",
     "MatchUsersBy",
+    "PrepareConnection",
     "Problem",
     "Settings",
     "Tenant",
@@ -49,6 +52,10 @@ GroupRules = Mapping[str, Mapping[str, tuple[str, ...]]]
 
 UserResolver = str | Callable[..., object]
 """A callable, or its dotted path: ``(tenant, claims)`` to an existing user or ``None``."""
+
+PrepareConnection = Callable[[BaseDatabaseWrapper, BaseDatabaseWrapper], object]
+"""Given a connection that was just opened and the one of its caller, lets the first see the same
+rows as the second."""
 
 # The lease on a token row is sized for this: see lifecycle/protocol.py.
 MAX_HTTP_TIMEOUT = 10.0
@@ -129,6 +136,19 @@ class Settings:
     keep_events: float
     keep_claims: tuple[str, ...]
     health_token_source: SecretSource | None = field(repr=False)
+    prepare_connection_source: str | PrepareConnection | None
+
+    @property
+    def prepare_connection(self) -> PrepareConnection | None:
+        """The site's ``PREPARE_CONNECTION``, imported. Raises ``ConfigurationError``."""
+        source = self.prepare_connection_source
+        try:
+            found = import_string(source) if isinstance(source, str) else source
+        except ImportError as error:
+            raise ConfigurationError(_NO_HOOK) from error
+        if found is not None and not callable(found):
+            raise ConfigurationError(_NO_HOOK)
+        return found
 
     @property
     def health_token(self) -> str | None:
@@ -142,6 +162,12 @@ class Settings:
                 'python -c "import secrets; print(secrets.token_urlsafe())"'
             )
         return token
+
+
+_NO_HOOK = (
+    "BIPSYNC['PREPARE_CONNECTION'] names no callable that can be imported. Give the dotted path of "
+    'a function, for example "portal.schemas.use_callers_schema".'
+)
 
 
 @dataclass(frozen=True)
@@ -497,6 +523,10 @@ _KEYS: Mapping[str, _Key] = {
         _is_number(7 * _DAY, 3660 * _DAY), "seconds, 604800 (7 days) to 316224000 (10 years)"
     ),
     "KEEP_CLAIMS": _Key(_is_list_of(_is_text), 'a list of claims, for example ["name", "email"]'),
+    "PREPARE_CONNECTION": _Key(
+        lambda v: v is None or _is_text(v) or callable(v),
+        'a callable or its dotted path, for example "portal.schemas.use_callers_schema", or None',
+    ),
     "HEALTH_TOKEN": _Key(
         lambda v: v is None or _is_text(v) or callable(v),
         'None, or where the secret of your monitoring is, for example "env:HEALTH_TOKEN"',
@@ -616,6 +646,7 @@ def _load() -> Settings:
         keep_events=float(raw.get("KEEP_EVENTS", 365 * _DAY)),
         keep_claims=tuple(raw.get("KEEP_CLAIMS", ("name", "email"))),
         health_token_source=raw.get("HEALTH_TOKEN"),
+        prepare_connection_source=raw.get("PREPARE_CONNECTION"),
     )
 
 

@@ -3,12 +3,16 @@
 A rotated token that is rolled back with the caller's transaction is lost, so it is written on a
 connection where it commits at once. Nothing here sets session state on a connection (pgbouncer
 hands connections around), and no lock is held while anything but the database is waited for.
+
+Such a connection may see other tables than the caller's: ``BIPSYNC["PREPARE_CONNECTION"]``
+prepares it, and ``lifecycle.rows`` compares what it finds there.
 """
 
+import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from contextvars import copy_context
 from pathlib import Path
@@ -19,7 +23,14 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models.functions import Now
 from django.db.models.sql.compiler import SQLCompiler
 
-from .exceptions import RefreshInsideTransaction, RefreshUnavailable
+from .conf import get_settings
+from .exceptions import (
+    BipsyncError,
+    ConfigurationError,
+    NoSecondConnection,
+    RefreshInsideTransaction,
+    RefreshUnavailable,
+)
 from .models import BipsyncToken
 
 __all__ = [
@@ -27,8 +38,12 @@ __all__ = [
     "afterwards",
     "database",
     "hold_signals",
+    "in_turn",
+    "is_beside",
+    "needs_own_connection",
     "outside_transaction",
     "persist",
+    "prepare",
     "skip_locked",
     "update",
 ]
@@ -36,7 +51,9 @@ __all__ = [
 T = TypeVar("T")
 
 LOCK_TIMEOUT = 2.0
+CONNECT_WITHIN = 3.0
 _LOCK_POLL = 0.05
+_TURN_POLL = 0.05
 _work = threading.local()
 _MYSQL_LOCKED = {1205, 3572}  # MariaDB's and MySQL's answers to NOWAIT
 
@@ -72,20 +89,90 @@ def outside_transaction(work: Callable[[], T], using: str) -> T:
     the transactions of a ``TestCase`` it is the caller's connection again, because the data of
     the test can be seen from nowhere else.
 
-    Raises ``RefreshInsideTransaction`` on SQLite inside a transaction, ``RefreshUnavailable`` when
-    no second connection is to be had, both before ``work`` begins; and whatever ``work`` raises.
+    Raises ``RefreshInsideTransaction`` on SQLite inside a transaction, ``NoSecondConnection`` when
+    none could be opened within three seconds, ``ConfigurationError`` when ``PREPARE_CONNECTION``
+    fails, all three before ``work`` begins; and whatever ``work`` raises.
     """
-    connection = connections[using]
     later: list[Callable[[], object]] = []
     try:
-        if _is_autocommit(connection) or _is_testcase_only(connection):
+        if not needs_own_connection(using):
             return _noting(later, work)
-        if connection.vendor == "sqlite":
+        if connections[using].vendor == "sqlite":
             raise RefreshInsideTransaction
         return _on_own_connection(lambda: _noting(later, work), using)
     finally:
         for call in later:
             call()
+
+
+def needs_own_connection(using: str) -> bool:
+    """Return whether the caller is in a transaction, so that ``outside_transaction`` leaves it."""
+    connection = connections[using]
+    return not (_is_autocommit(connection) or _is_testcase_only(connection))
+
+
+def is_beside() -> bool:
+    """Return whether this runs on a connection of ``outside_transaction``'s own."""
+    return getattr(_work, "is_beside", False)
+
+
+def prepare(connection: BaseDatabaseWrapper, caller: BaseDatabaseWrapper) -> None:
+    """Let ``connection`` see the same rows as ``caller``, by the site's ``PREPARE_CONNECTION``.
+
+    Raises ``ConfigurationError`` when that fails.
+    """
+    hook = get_settings().prepare_connection
+    if hook is None:
+        return
+    try:
+        hook(connection, caller)
+    except BipsyncError:
+        raise
+    except Exception as error:
+        raise ConfigurationError(
+            f"BIPSYNC['PREPARE_CONNECTION'] raised {type(error).__name__}, so nothing was sent to "
+            "Bipsync."
+        ) from error
+
+
+# --- one thread of a process at a time
+
+
+class _Turn:
+    no_connection = False
+
+
+_turns: dict[Hashable, _Turn] = {}
+
+
+@contextmanager
+def in_turn(key: Hashable, *, patience: float) -> Iterator[None]:
+    """Let one thread of this process at a time run this block for ``key``.
+
+    Ten requests that wait for the same refresh then need one second connection, not ten. A thread
+    waits for at most ``patience`` seconds. Raises ``RefreshUnavailable`` after that, and
+    ``NoSecondConnection`` as soon as the thread before found no connection.
+    """
+    mine = _Turn()
+    give_up = time.monotonic() + patience
+    while (other := _turns.setdefault(key, mine)) is not mine:
+        if time.monotonic() >= give_up:
+            raise RefreshUnavailable("busy", "Another thread is refreshing this token.")
+        time.sleep(_TURN_POLL)
+        if other.no_connection:
+            raise NoSecondConnection
+    try:
+        yield
+    except NoSecondConnection:
+        mine.no_connection = True
+        raise
+    finally:
+        del _turns[key]
+
+
+if hasattr(os, "register_at_fork"):
+    # The threads whose turn it was stay in the parent process.
+    os.register_at_fork(after_in_child=_turns.clear)
 
 
 def afterwards(call: Callable[[], object]) -> None:
@@ -212,41 +299,73 @@ def _is_testcase_only(connection: BaseDatabaseWrapper) -> bool:
 
 
 def _on_own_connection(work: Callable[[], T], using: str) -> T:
+    caller = connections[using]
+    opening = _Opening()
     results: list[T] = []
     errors: list[BaseException] = []
 
     def run() -> None:
         connection = connections[using]
+        _work.is_beside = True
         try:
             _use_read_committed(connection)
             _open(connection)
-            results.append(work())
+            prepare(connection, caller)
+            if opening.end():
+                results.append(work())
         except BaseException as error:  # noqa: BLE001 - raised again in the caller's thread
             errors.append(error)
         finally:
             connections.close_all()
+            opening.end()
 
     thread = threading.Thread(target=copy_context().run, args=(run,), name="bipsync-durable")
+    _raise_if_others_wait()
     with hold_signals():
         try:
             thread.start()
         except RuntimeError as error:
             raise RefreshUnavailable("busy", "The machine has no thread left.") from error
+        if not opening.is_over.wait(CONNECT_WITHIN) and opening.end():
+            _left_waiting.add(thread)
+            raise NoSecondConnection
         thread.join()
     if errors:
         raise errors[0]
     return results[0]
 
 
+class _Opening:
+    """The opening of a connection, which its success, its failure or the caller's patience ends."""
+
+    def __init__(self) -> None:
+        self.is_over = threading.Event()
+        self._first = threading.Lock()
+
+    def end(self) -> bool:
+        """End it; return whether nobody else has."""
+        is_first = self._first.acquire(blocking=False)
+        self.is_over.set()
+        return is_first
+
+
+# A pool cannot be told how long to wait, so a thread whose caller has given up still stands in its
+# queue. Nobody stands behind it for nothing.
+_left_waiting: set[threading.Thread] = set()
+
+
+def _raise_if_others_wait() -> None:
+    for thread in list(_left_waiting):
+        if thread.is_alive():
+            raise NoSecondConnection
+        _left_waiting.discard(thread)
+
+
 def _open(connection: BaseDatabaseWrapper) -> None:
     try:
         connection.ensure_connection()
     except Error as error:
-        raise RefreshUnavailable(
-            "busy",
-            "A refresh inside a transaction needs a second database connection, and there is none "
-            "to be had. Allow for more connections, or call Bipsync outside of transactions.",
-        ) from error
+        raise NoSecondConnection from error
 
 
 def _use_read_committed(connection: BaseDatabaseWrapper) -> None:

@@ -17,11 +17,13 @@ __all__ = [
     "KeysUnavailable",
     "LinkRefused",
     "MissingScope",
+    "NoSecondConnection",
     "OtherDeployment",
     "ProviderMisconfigured",
     "RefreshInsideTransaction",
     "RefreshUnavailable",
     "RetryLater",
+    "RowMismatch",
     "SecretUnreadable",
     "SignInRefused",
     "SignInRequired",
@@ -128,6 +130,41 @@ class RefreshInsideTransaction(RefreshUnavailable):
             "A token has to be refreshed inside a transaction, which SQLite cannot do without "
             "risking the new token. Call Bipsync outside of transaction.atomic(), mark the view "
             "with transaction.non_atomic_requests, or use PostgreSQL, MariaDB or MySQL.",
+        )
+
+
+class NoSecondConnection(RefreshUnavailable):
+    """A refresh inside a transaction found no free database connection within a few seconds.
+
+    Nothing was sent. Allow for more connections, or call Bipsync outside of ``transaction.atomic``.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(
+            "busy",
+            "A refresh inside a transaction needs a second database connection, and there is none "
+            "to be had. Allow for more connections, or call Bipsync outside of transactions.",
+        )
+
+
+class RowMismatch(RefreshUnavailable, ConfigurationError):
+    """A database connection has another row, or none, under the primary key of a token row.
+
+    So it sees other tables than the connection that the row came from: those of another customer's
+    schema, for example. Nothing was sent, and nothing written. ``BIPSYNC['PREPARE_CONNECTION']``
+    lets the connection see the right ones.
+    """
+
+    def __init__(self, pk: object, *, is_there: bool) -> None:
+        found = "is another account's" if is_there else "does not exist"
+        super().__init__(
+            "other_row",
+            f"The Bipsync token with primary key {pk} {found} on the database connection that a "
+            "refresh would use, so nothing was sent to Bipsync. If this site has a schema for each "
+            "customer, SET ROLE or row-level security: let BIPSYNC['PREPARE_CONNECTION'] prepare "
+            "that connection, and let each worker use the customer's schema. See "
+            "docs/installing.md, A schema for each customer. If the row was made in this very "
+            "transaction: call Bipsync after it.",
         )
 
 

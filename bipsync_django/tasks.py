@@ -1,4 +1,8 @@
-"""Celery tasks. Messages carry ids only, and there are no results: both are readable in brokers."""
+"""Celery tasks. Messages carry ids only, and there are no results: both are readable in brokers.
+
+Beside the id of a row goes a keyed digest of whose row it is: a worker that sees the tables of
+another customer leaves the row alone that has the same id there.
+"""
 
 from celery import shared_task
 
@@ -11,11 +15,15 @@ _BATCH = 500
 
 @shared_task(ignore_result=True, soft_time_limit=240, time_limit=300)
 def refresh_due_tokens() -> None:
-    """Hand every row that is due to a worker. Run it once a minute (``schedule.BEAT_SCHEDULE``)."""
-    while pks := lifecycle.take_due(_BATCH):
-        for pk in pks:
-            # A message that comes later than that is for a row that has been taken again.
-            refresh_token.apply_async((pk,), expires=lifecycle.TAKEN_FOR.total_seconds())
+    """Hand every row that is due to a worker; spend what a disconnect had to leave unspent.
+
+    Run it once a minute (``schedule.BEAT_SCHEDULE``).
+    """
+    while taken := lifecycle.take_due(_BATCH):
+        for message in taken.items():
+            # One that comes later than that is for a row that has been taken again.
+            refresh_token.apply_async(message, expires=lifecycle.TAKEN_FOR.total_seconds())
+    lifecycle.spend_abandoned()
 
 
 # The limits leave time for one call and for a database that comes back late; between Bipsync's
@@ -27,16 +35,17 @@ def refresh_due_tokens() -> None:
     soft_time_limit=90,
     time_limit=120,
 )
-def refresh_token(pk: int) -> None:
+def refresh_token(pk: int, digest: str) -> None:
     """Refresh one row if it is still due. Running it twice, or late, is harmless."""
-    lifecycle.refresh_if_due(pk)
+    lifecycle.refresh_if_due(pk, digest)
 
 
 @shared_task(ignore_result=True, soft_time_limit=240, time_limit=300)
 def refresh_many(batch: str) -> None:
     """Hand the rows of a batch to workers: those for which an event says that it was asked for."""
-    for pk in events.asked_for(batch).values_list("token_id", flat=True):
-        refresh_asked.apply_async((pk,), expires=lifecycle.TAKEN_FOR.total_seconds())
+    for event in events.asked_for(batch).exclude(token=None).select_related("token"):
+        message = (event.token_id, lifecycle.Identity.of(event.token).digest)
+        refresh_asked.apply_async(message, expires=lifecycle.TAKEN_FOR.total_seconds())
 
 
 @shared_task(
@@ -46,9 +55,9 @@ def refresh_many(batch: str) -> None:
     soft_time_limit=90,
     time_limit=120,
 )
-def refresh_asked(pk: int) -> None:
+def refresh_asked(pk: int, digest: str) -> None:
     """Refresh one row because an administrator has asked for it. Running it twice is harmless."""
-    lifecycle.refresh_asked(pk)
+    lifecycle.refresh_asked(pk, digest)
 
 
 @shared_task(ignore_result=True, soft_time_limit=240, time_limit=300)

@@ -58,7 +58,7 @@ def servers() -> dict[str, dict[str, Any]]:
     # A child of a test is about one of them. The others have databases of the parent's.
     only = os.environ.get("TEST_DATABASE")
     for alias, (check, settings) in {
-        "postgresql": (_check_postgresql, _postgresql()),
+        "postgresql": (_check_postgresql, postgresql()),
         "mariadb": (_check_mariadb, _mariadb()),
     }.items():
         if only not in {None, alias}:
@@ -72,7 +72,7 @@ def servers() -> dict[str, dict[str, Any]]:
     return found
 
 
-def _postgresql() -> dict[str, Any]:
+def postgresql() -> dict[str, Any]:
     return {
         "ENGINE": "django.db.backends.postgresql",
         "NAME": _name("postgresql", f"bipsync_{os.getpid()}"),

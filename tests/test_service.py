@@ -68,7 +68,7 @@ def test_nothing_uses_an_account_that_nobody_has_confirmed(
         service_session()
     expire(row)
     before = bipsync.calls["refresh"]
-    assert lifecycle.take_due(10) == []
+    assert not lifecycle.take_due(10)
     assert lifecycle.refresh_if_due(row.pk) is Outcome.NOT_DUE
     with pytest.raises(SignInRequired):
         lifecycle.access_token(row)

@@ -11,13 +11,15 @@ site itself, ``encryption`` changes keys, and all of them work on ``rows``.
 """
 
 from .background import TAKEN_FOR, Outcome, refresh_asked, refresh_if_due, take_due
-from .changes import disconnect, end_sessions, link, sign_in, unlink
+from .changes import disconnect, end_sessions, link, sign_in, spend_abandoned, unlink
 from .encryption import KeySurvey, is_on_old_key, reencrypt, survey_keys
+from .rows import Identity
 from .service import authorise_service, confirm_service, prune_unconfirmed
 from .use import access_token, grant_of, refresh, replace_refused, retry, service_grant_of
 
 __all__ = [
     "TAKEN_FOR",
+    "Identity",
     "KeySurvey",
     "Outcome",
     "access_token",
@@ -37,6 +39,7 @@ __all__ = [
     "retry",
     "service_grant_of",
     "sign_in",
+    "spend_abandoned",
     "survey_keys",
     "take_due",
     "unlink",

@@ -1,6 +1,7 @@
 """Refreshing ahead of time: which rows, and what became of them."""
 
 import enum
+import hmac
 import logging
 from datetime import datetime, timedelta
 
@@ -14,7 +15,7 @@ from ..events import record
 from ..exceptions import BipsyncError, RefreshUnavailable, SecretUnreadable, SignInRequired
 from ..models import BipsyncToken, TokenEvent
 from .protocol import obtain
-from .rows import find, may_be_used, tokens
+from .rows import Identity, find, may_be_used, tokens
 from .use import refresh, retry
 
 __all__ = ["Outcome", "refresh_asked", "refresh_if_due", "take_due"]
@@ -38,12 +39,13 @@ class Outcome(enum.Enum):
     NEEDS_SIGN_IN = "needs sign-in"
 
 
-def refresh_if_due(pk: int) -> Outcome:
+def refresh_if_due(pk: int, digest: str | None = None) -> Outcome:
     """Refresh the row ``pk`` in the background, without waiting for anyone else who does.
 
-    What went wrong is on the row, not raised.
+    ``digest`` is the row's ``Identity.digest`` where ``pk`` comes from another process: another
+    row with this primary key is left alone. What went wrong is on the row, not raised.
     """
-    before = find(pk)
+    before = _find(pk, digest)
     if before is None or before.status != Status.ACTIVE or not may_be_used(before):
         return Outcome.NOT_DUE
     if not policy.is_due_in_background(before):
@@ -66,13 +68,13 @@ def refresh_if_due(pk: int) -> Outcome:
     return Outcome.NOT_DUE if after.generation == before.generation else Outcome.REFRESHED
 
 
-def refresh_asked(pk: int) -> str:
+def refresh_asked(pk: int, digest: str | None = None) -> str:
     """Refresh the row ``pk`` because an administrator wants it, even if it needs sign-in.
 
-    Returns an empty text for a row that has a new pair, else the code of the reason, which an
-    event tells as well.
+    ``digest`` as for ``refresh_if_due``. Returns an empty text for a row that has a new pair, else
+    the code of the reason, which an event tells as well.
     """
-    row = find(pk)
+    row = _find(pk, digest)
     if row is None:
         return "disconnected"
     started = timezone.now()
@@ -81,11 +83,24 @@ def refresh_asked(pk: int) -> str:
         after = ask(row)
         reason = "" if after.generation > row.generation else "recent"
     except BipsyncError as error:
-        reason = _reason(error, find(pk) or row)
+        reason = _reason(error, _find(pk, Identity.of(row).digest) or row)
     told = TokenEvent.objects.using(database()).filter(token_id=pk, at__gte=started)
     if reason and not told.exists():
         record(row, TokenEvent.Name.NOT_REFRESHED, reason)
     return reason
+
+
+def _find(pk: int, digest: str | None) -> BipsyncToken | None:
+    row = find(pk)
+    if row is None or digest is None or hmac.compare_digest(Identity.of(row).digest, digest):
+        return row
+    logger.error(
+        "A message names row %s, which is another account's on this connection, or has changed "
+        "hands; it is left alone. Where each customer has a schema, workers have to use the "
+        "customer's: see docs/installing.md, A schema for each customer.",
+        pk,
+    )
+    return None
 
 
 def _refresh(row: BipsyncToken) -> BipsyncToken:
@@ -100,21 +115,23 @@ def _reason(error: BipsyncError, row: BipsyncToken) -> str:
     return getattr(error, "code", "configuration")
 
 
-def take_due(limit: int) -> list[int]:
-    """Return the ids of up to ``limit`` rows that are due, and not again for ten minutes.
+def take_due(limit: int) -> dict[int, str]:
+    """Return up to ``limit`` rows that are due, and not again for ten minutes: id to digest.
 
-    An empty list means that nothing is due, or that nothing may be refreshed. Taking a row only
-    moves ``next_refresh_at``: a lost message costs ten minutes, never a grant.
+    Both go to ``refresh_if_due``, in this process or another. Nothing means that nothing is due,
+    or that nothing may be refreshed. Taking a row only moves ``next_refresh_at``: a lost message
+    costs ten minutes, never a grant.
     """
     while get_settings().refresh_enabled:
         pks = _set_aside(limit)
-        usable = list(tokens().active().filter(pk__in=pks).values_list("pk", flat=True))
+        rows = tokens().active().filter(pk__in=pks).defer("access_token", "refresh_token", "claims")
+        usable = {row.pk: Identity.of(row).digest for row in rows}
         if len(usable) < len(pks):
             idle = tokens().filter(pk__in=set(pks) - set(usable), status=Status.ACTIVE)
             idle.update(next_refresh_at=timezone.now() + _IDLE_FOR)
         if usable or not pks:
             return usable
-    return []
+    return {}
 
 
 def _set_aside(limit: int) -> list[int]:
@@ -137,12 +154,12 @@ def _schedule(row: BipsyncToken) -> None:
     """
     if row.obtained_at is not None and row.access_expires_at is not None:
         at = policy.next_refresh(row.obtained_at, row.access_expires_at - row.obtained_at)
-        tokens().filter(pk=row.pk, generation=row.generation).update(next_refresh_at=at)
+        as_read = Identity.of(row).rows().filter(generation=row.generation)
+        as_read.update(next_refresh_at=at)
 
 
 def _put_back(row: BipsyncToken, until: datetime) -> None:
     """Let a row that was taken come up again when another try makes sense."""
     at = until + policy.spread(timedelta(minutes=1))
-    tokens().filter(pk=row.pk, generation=row.generation, next_refresh_at__gt=at).update(
-        next_refresh_at=at
-    )
+    as_read = Identity.of(row).rows().filter(generation=row.generation)
+    as_read.filter(next_refresh_at__gt=at).update(next_refresh_at=at)

@@ -2,17 +2,18 @@
 
 import logging
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 from django.contrib.auth.models import AbstractBaseUser
 from django.db import IntegrityError, connections, transaction
-from django.db.models import F
+from django.db.models import BooleanField, ExpressionWrapper, F, Q
 from django.utils import timezone
 from django.views.decorators.debug import sensitive_variables
 
 from .. import breaker, rights, signals
 from ..conf import Tenant, get_settings, get_tenant
-from ..durable import database
+from ..durable import DatabaseNow, database
 from ..events import count, record
 from ..exceptions import (
     BipsyncError,
@@ -27,7 +28,9 @@ from ..oauth.claims import Claims
 from ..oauth.client import TokenPair, refresh_pair
 from .protocol import obtain
 from .rows import (
+    Identity,
     find,
+    forget_kept,
     granted,
     is_quarantined,
     kept_claims,
@@ -37,9 +40,19 @@ from .rows import (
     read,
     send,
     tokens,
+    whole,
 )
 
-__all__ = ["disconnect", "end_sessions", "link", "lock", "sign_in", "unlink"]
+__all__ = [
+    "disconnect",
+    "end_sessions",
+    "link",
+    "lock",
+    "note_replaced",
+    "sign_in",
+    "spend_abandoned",
+    "unlink",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +94,7 @@ def sign_in(
         if _is_service(tenant, claims.subject):
             raise SignInRefused("service_account", "The account is a service account here.")
         user = resolve_user(row)
+        note_replaced(row)
         keeps = works and _is_wider(row, tenant, names)
         values: dict[str, Any] = {
             "user": user,
@@ -138,7 +152,7 @@ def link(
                 raise LinkRefused(f"{user} has the Bipsync account {other.subject} already.")
             unlink(other, actor=actor)
         try:
-            tokens().filter(pk=row.pk).update(user_id=user.pk)
+            Identity.of(row).rows().update(user_id=user.pk)
         except IntegrityError as error:
             raise LinkRefused(f"{user} has got another Bipsync account meanwhile.") from error
         record(row, Event.LINKED, actor=actor)
@@ -152,17 +166,24 @@ def unlink(token: BipsyncToken, *, actor: AbstractBaseUser | None = None) -> Non
     who asked for it.
     """
     with transaction.atomic(using=database()):
+        read(token, of_anybody=True)
         # A sign-in under way comes before or after all of it. Found as it finds the row: by another
         # way the two might take their locks in another order.
         row = _hold(tenant=token.tenant, kind=token.kind, subject=token.subject)
+        if row.user_id is None:
+            # Somebody else has unlinked it meanwhile.
+            Identity.of(token).require_account(row)
+        else:
+            Identity.of(token).require(row)
         gave_up = _give_up(row, actor)
         if row.user is not None:
             rights.take_back(row, row.user)
-            tokens().filter(pk=row.pk).update(user=None)
+            Identity.of(row).rows().update(user=None)
             record(row, Event.UNLINKED, actor=actor)
+        left = read(replace(Identity.of(row), user_id=None))
     if gave_up:
         # Whoever only tries, and undoes it, has nothing to tell.
-        transaction.on_commit(lambda: send(signals.disconnected, read(row.pk)), using=database())
+        transaction.on_commit(lambda: send(signals.disconnected, left), using=database())
 
 
 def disconnect(
@@ -175,9 +196,15 @@ def disconnect(
     is thrown away: nobody can use a copy of the pair from then on. Where Bipsync cannot be asked,
     the access token works there until it expires, and an event says so. ``end_at_bipsync`` is
     false for rows whose grants go on somewhere else. ``actor`` is who asked for it.
+
+    While another process may be sending the refresh token, nobody else does: it stays sealed in the
+    row, unused, until the lease has run out, and is spent by ``spend_abandoned`` then.
+
+    Raises ``RowMismatch`` when another account's row is found in the place of ``token``, and
+    ``SignInRequired`` when it belongs to another user by now; nothing is changed then.
     """
     if _give_up(token, actor, end_at_bipsync=end_at_bipsync):
-        row = read(token.pk)
+        row = read(token)
         send(signals.disconnected, row)
 
 
@@ -185,28 +212,41 @@ def disconnect(
 def _give_up(
     token: BipsyncToken, actor: AbstractBaseUser | None, *, end_at_bipsync: bool = True
 ) -> bool:
-    before = _erase(token.pk)
+    before = _erase(Identity.of(token), end_at_bipsync=end_at_bipsync)
     if before is None:
         return False
-    record(read(token.pk), Event.DISCONNECTED, actor=actor)
-    # A refresh under way spends the refresh token itself, and finds nobody to store a new one.
-    is_under_way = before.lease_until is not None and before.lease_until > timezone.now()
-    if end_at_bipsync and before.refresh_token is not None and not is_under_way:
+    record(read(token), Event.DISCONNECTED, actor=actor)
+    if end_at_bipsync and before.refresh_token is not None and not _is_leased(before):
         transaction.on_commit(lambda: _spend(before), using=database())
     return True
 
 
-def _erase(pk: int) -> BipsyncToken | None:
+def _is_leased(row: BipsyncToken) -> bool:
+    # Annotated by _erase: only the database knows.
+    return bool(getattr(row, "is_leased", False))
+
+
+def _erase(identity: Identity, *, end_at_bipsync: bool) -> BipsyncToken | None:
     """Erase the row's pair and return the row as it was, or ``None`` when there was nothing."""
+    is_leased = ExpressionWrapper(
+        Q(lease_until__isnull=False) & Q(lease_until__gt=DatabaseNow()),
+        output_field=BooleanField(),
+    )
     for _ in range(_TRIES):
-        row = find(pk)
-        if row is None or row.status == Status.DISCONNECTED:
+        row = whole().annotate(is_leased=is_leased).filter(pk=identity.pk).first()
+        if row is None:
             return None
+        identity.require(row)
+        if row.status == Status.DISCONNECTED:
+            return None
+        keeps = end_at_bipsync and _is_leased(row)
         # As it was read: who was about to send the refresh token must not be missed.
-        as_read = tokens().filter(pk=pk, generation=row.generation, lease_id=row.lease_id)
+        as_read = identity.rows().filter(generation=row.generation, lease_id=row.lease_id)
         if as_read.update(
             access_token=None,
-            refresh_token=None,
+            # Its owner may send it, or be dead. spend_abandoned knows when the lease has run out.
+            refresh_token=row.refresh_token if keeps else None,
+            lease_until=row.lease_until if keeps else None,
             access_expires_at=None,
             next_refresh_at=None,
             next_attempt_at=None,
@@ -217,10 +257,31 @@ def _erase(pk: int) -> BipsyncToken | None:
             sessions_valid_after=timezone.now(),
             generation=F("generation") + 1,
             lease_id=None,
-            lease_until=None,
         ):
             return row
     raise RefreshUnavailable("busy", "The row changes all the time; try again.")
+
+
+@sensitive_variables()
+def spend_abandoned() -> None:
+    """Spend the refresh tokens of rows that were disconnected during a lease that has run out.
+
+    Their owner was killed, or never said what became of its call. Run it often: a token that waits
+    is not used here, and works at Bipsync.
+    """
+    left = whole().filter(status=Status.DISCONNECTED, lease_until__lte=DatabaseNow())
+    for row in left.exclude(refresh_token=None):
+        if forget_kept(row):
+            _spend(row)
+
+
+def note_replaced(row: BipsyncToken) -> None:
+    """Record that a sign-in replaces a refresh token that waits to be spent.
+
+    To be called in the sign-in's transaction, on the row as it was locked.
+    """
+    if row.status == Status.DISCONNECTED and row.refresh_token is not None:
+        record(row, Event.LEFT_VALID, "busy")
 
 
 @sensitive_variables()
@@ -254,8 +315,12 @@ def end_sessions(token: BipsyncToken, *, actor: AbstractBaseUser | None = None) 
     ``BipsyncSessionMiddleware`` sees to it, within ``SESSION_CHECK_INTERVAL``. ``actor`` is who
     asked for it.
     """
-    if tokens().filter(pk=token.pk).update(sessions_valid_after=timezone.now()):
-        record(read(token.pk), Event.SESSIONS_ENDED, actor=actor)
+    row = find(token.pk)
+    if row is None:
+        return
+    Identity.of(token).require(row)
+    if Identity.of(row).rows().update(sessions_valid_after=timezone.now()):
+        record(row, Event.SESSIONS_ENDED, actor=actor)
 
 
 def _is_wider(row: BipsyncToken, tenant: Tenant, names: str) -> bool:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from ..exceptions import SecretUnreadable
 from ..models import BipsyncToken
-from .rows import tokens, write
+from .rows import Identity, find, tokens, write
 
 __all__ = ["KeySurvey", "is_on_old_key", "reencrypt", "survey_keys"]
 
@@ -18,7 +18,7 @@ class KeySurvey:
     """How many rows hold secrets, which of them are on an older key, and which no key opens."""
 
     total: int = 0
-    old: list[int] = field(default_factory=list)
+    old: list[Identity] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
 
 
@@ -29,7 +29,7 @@ def survey_keys() -> KeySurvey:
         survey.total += 1
         try:
             if is_on_old_key(token):
-                survey.old.append(token.pk)
+                survey.old.append(Identity.of(token))
         except SecretUnreadable:
             survey.unreadable.append(f"{token.pk} ({token})")
     return survey
@@ -56,17 +56,22 @@ def is_on_old_key(token: BipsyncToken) -> bool:
     return old
 
 
-def reencrypt(token: BipsyncToken) -> bool:
+def reencrypt(token: BipsyncToken | Identity) -> bool:
     """Encrypt the row's pair with the first of ``FIELD_ENCRYPTION_KEY``, as it is stored now.
 
     A refresh, sign-in or disconnect in between wins: the row is written only if its generation,
     which stays as it is, is still the one that was read. Returns whether anything was written.
 
-    Raises ``SecretUnreadable`` as ``is_on_old_key`` does, and then changes nothing.
+    Raises ``SecretUnreadable`` as ``is_on_old_key`` does, and ``RowMismatch`` where another
+    account's row is found in its place; either way nothing is changed.
     """
-    row = tokens().filter(pk=token.pk).first()
-    if row is None or not is_on_old_key(row):
+    row = find(token.pk)
+    if row is None:
+        return False
+    Identity.of(token).require_account(row)
+    if not is_on_old_key(row):
         return False
     sealed = {column: getattr(row, column) for column in _COLUMNS}
     renewed = {column: value.renewed() for column, value in sealed.items() if value is not None}
-    return bool(write(tokens().filter(pk=row.pk, generation=row.generation), **renewed))
+    as_read = Identity.of(row).rows().filter(generation=row.generation)
+    return bool(write(as_read, **renewed))

@@ -33,14 +33,17 @@ from ..models import BipsyncToken, BipsyncTokenQuerySet, TokenEvent
 from ..oauth.client import TokenPair, refresh_pair
 from ..redaction import forget_variables
 from .rows import (
+    Identity,
+    beside,
+    forget_kept,
     is_quarantined,
     may_be_used,
     pair_values,
     raise_if_ended,
     raise_if_foreign,
     read,
+    read_now,
     send,
-    tokens,
     write,
 )
 from .validation import validate
@@ -53,6 +56,8 @@ ANSWERED_WITHIN = 15.0
 WAIT_FOR_WINNER = 12.0
 MENDED_EARLIEST = timedelta(minutes=1)
 _POLL = 0.05
+# Inside a transaction each look takes a second connection for a moment.
+_POLL_BESIDE = 0.25
 _ASK_AGAIN = 1.0
 
 Status = BipsyncToken.Status
@@ -69,9 +74,10 @@ def obtain(
     if not _needs_refresh(row, generation, is_due) or policy.is_recent(row):
         return row
     _raise_if_held_back(row)
-    return durable.outside_transaction(
-        lambda: _claim_or_wait(row, generation, is_due, wait=wait), database()
-    )
+    if not durable.needs_own_connection(database()):
+        return _claim_or_wait(row, generation, is_due, wait=wait)
+    with durable.in_turn(Identity.of(row), patience=WAIT_FOR_WINNER if wait else 0):
+        return _claim_or_wait(row, generation, is_due, wait=wait)
 
 
 def revive(row: BipsyncToken) -> BipsyncToken:
@@ -81,14 +87,14 @@ def revive(row: BipsyncToken) -> BipsyncToken:
     """
     _raise_if_held_back(row, Status.NEEDS_SIGN_IN)
 
-    def claim_and_carry_out() -> BipsyncToken:
+    def claim_and_carry_out(row: BipsyncToken) -> BipsyncToken:
         claim = _claim(row, Status.NEEDS_SIGN_IN)
         revived = _carry_out_and_forget(claim) if claim is not None else None
         if revived is None:
             raise RefreshUnavailable("busy", "Another process is refreshing this token.")
         return revived
 
-    return durable.outside_transaction(claim_and_carry_out, database())
+    return beside(row, claim_and_carry_out)
 
 
 def _needs_refresh(
@@ -101,30 +107,39 @@ def _claim_or_wait(
     row: BipsyncToken, generation: int, is_due: Callable[[BipsyncToken], bool], *, wait: bool
 ) -> BipsyncToken:
     give_up = time.monotonic() + WAIT_FOR_WINNER
-    while True:
+
+    def claim_and_carry_out(row: BipsyncToken) -> BipsyncToken | None:
+        if not _needs_refresh(row, generation, is_due):
+            return row
+        _raise_if_held_back(row)
         # A row that was read too long ago, or in an older snapshot, gets no claim.
         claim = _claim(row)
-        refreshed = _carry_out_and_forget(claim) if claim is not None else None
+        return None if claim is None else _carry_out_and_forget(claim)
+
+    while True:
+        # A second connection is held for the length of the call, and never while another waits.
+        refreshed = beside(row, claim_and_carry_out)
         if refreshed is not None:
             return refreshed
         if not wait:
             raise RefreshUnavailable("busy", "Another process is refreshing this token.")
-        row = _wait_while_leased(row.pk, generation, is_due, give_up)
+        row = _wait_while_leased(row, generation, is_due, give_up)
         if not _needs_refresh(row, generation, is_due):
             return row
 
 
 def _wait_while_leased(
-    pk: int, generation: int, is_due: Callable[[BipsyncToken], bool], give_up: float
+    row: BipsyncToken, generation: int, is_due: Callable[[BipsyncToken], bool], give_up: float
 ) -> BipsyncToken:
     """Return the row as soon as it needs no refresh, or its lease is worth asking for.
 
     Reading is cheap. To ask is to write, or to wait for who does.
     """
     ask_again = time.monotonic() + _ASK_AGAIN
+    pause = _POLL_BESIDE if durable.needs_own_connection(database()) else _POLL
     while True:
-        time.sleep(_POLL)
-        row = read(pk)
+        time.sleep(pause)
+        row = read_now(row)
         if not _needs_refresh(row, generation, is_due):
             return row
         _raise_if_held_back(row)
@@ -159,24 +174,24 @@ def _raise_if_held_back(row: BipsyncToken, expected: Status = Status.ACTIVE) -> 
 class _Claim:
     """The right to send one row's refresh token, once and soon."""
 
-    pk: int
+    identity: Identity
     generation: int
     lease_id: str
     at: float
     is_trial: bool
 
     def rows(self) -> BipsyncTokenQuerySet:
-        return tokens().filter(pk=self.pk, lease_id=self.lease_id)
+        return self.identity.rows().filter(lease_id=self.lease_id)
 
 
 def _claim(row: BipsyncToken, status: Status = Status.ACTIVE) -> _Claim | None:
     """Step 4: commit a lease on the row, or return ``None`` when someone else has it."""
     is_trial = breaker.admit(row.tenant)
     now = DatabaseNow()
-    claim = _Claim(row.pk, row.generation, uuid.uuid4().hex, time.monotonic(), is_trial)
-    free = tokens().filter(
+    identity = Identity.of(row)
+    claim = _Claim(identity, row.generation, uuid.uuid4().hex, time.monotonic(), is_trial)
+    free = identity.rows().filter(
         Q(lease_until__isnull=True) | Q(lease_until__lte=now),
-        pk=row.pk,
         generation=row.generation,
         status=status,
         # Who read the row before a refresh failed has to read it again, and wait.
@@ -211,7 +226,7 @@ def _carry_out_and_forget(claim: _Claim) -> BipsyncToken | None:
 @sensitive_variables()
 def _carry_out(claim: _Claim) -> BipsyncToken | None:
     """Return the refreshed row, or ``None`` when the lease was lost before it could be used."""
-    row = read(claim.pk)
+    row = read(claim.identity)
     if row.lease_id != claim.lease_id:
         return None
     tenant, client_secret, refresh_token = _prepare(claim, row)
@@ -309,7 +324,7 @@ def _mark_dead(claim: _Claim, row: BipsyncToken, reason: str) -> bool:
         next_refresh_at=None,
     ):
         is_news = row.status == Status.ACTIVE
-        row = read(claim.pk)
+        row = read(claim.identity)
         record(row, Event.NEEDS_SIGN_IN, reason)
         if is_news:
             count(row.tenant, "refresh_dead")
@@ -338,7 +353,7 @@ def _mark_failed(claim: _Claim, row: BipsyncToken, error: TokenEndpointError) ->
     if isinstance(error, RetryLater) and error.maybe_sent:
         values["in_doubt_at"] = now
     if write(claim.rows(), **values):
-        row = read(claim.pk)
+        row = read(claim.identity)
         record(row, Event.REFRESH_FAILED, error.code)
         count(row.tenant, "refresh_failed")
         breaker.note_failure(row.tenant, error.code, is_first=row.attempt == 1, spent=is_spent)
@@ -358,7 +373,7 @@ def _store(sent: BipsyncToken, pair: TokenPair) -> _Stored:
     ``sent`` is then the row as it is.
     """
     values = pair_values(sent, pair)
-    rows = tokens().filter(pk=sent.pk, generation=sent.generation)
+    rows = Identity.of(sent).rows().filter(generation=sent.generation)
 
     def store(rows: BipsyncTokenQuerySet) -> int:
         return durable.persist(
@@ -376,9 +391,13 @@ def _store(sent: BipsyncToken, pair: TokenPair) -> _Stored:
 @sensitive_variables()
 def _tell(sent: BipsyncToken, pair: TokenPair, stored: _Stored) -> BipsyncToken:
     """Record what became of the new pair, validate it if it is stored, and send the signal."""
-    row = sent if stored is _Stored.YES else read(sent.pk)
+    row = sent if stored is _Stored.YES else read(sent, of_anybody=True)
     if stored is _Stored.NO and not _holds(row, pair):
         record(row, Event.DISCARDED, generation=sent.generation + 1)
+        if row.generation == sent.generation + 1:
+            # A disconnect left the token to this call, which has spent it.
+            forget_kept(row)
+        Identity.of(sent).require(row)
         return row
     if stored is _Stored.REVIVED:
         record(row, Event.REVIVED)

@@ -1,27 +1,33 @@
-"""Token rows: how they are read and written, and what they say."""
+"""Token rows: which one is meant, how they are read and written, and what they say."""
 
+import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
-from datetime import timedelta
-from typing import Any
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Self, TypeVar
 
 from django.db import Error, connections, models, transaction
 from django.db.models.expressions import RawSQL
 from django.dispatch import Signal
 from django.utils import timezone
+from django.utils.crypto import salted_hmac
 
 from .. import breaker, durable, policy
 from ..claim_paths import find as find_claim
 from ..conf import get_settings
 from ..durable import database
-from ..exceptions import RefreshUnavailable, SignInRequired
+from ..exceptions import RefreshUnavailable, RowMismatch, SignInRequired
 from ..models import BipsyncToken, BipsyncTokenQuerySet, TenantState
 from ..oauth.claims import Claims
 from ..oauth.client import TokenPair
 
 __all__ = [
+    "Identity",
+    "beside",
     "find",
+    "forget_kept",
     "granted",
     "is_quarantined",
     "is_refused",
@@ -32,12 +38,16 @@ __all__ = [
     "raise_if_foreign",
     "read",
     "read_beside",
+    "read_now",
     "send",
     "tokens",
+    "whole",
     "write",
 ]
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 # As SQL, because building it from expressions costs more than the database's whole work.
 _DEPLOYMENT = RawSQL(  # noqa: S611 - constant
@@ -58,27 +68,147 @@ def tokens() -> BipsyncTokenQuerySet:
     return BipsyncToken.objects.using(database())
 
 
+@dataclass(frozen=True)
+class Identity:
+    """Which token row is meant: its primary key, whose account it holds, and when it was made.
+
+    A primary key alone names another row on a connection that sees other tables: those of another
+    customer's schema, or of another role. So each read compares the whole identity, in Python,
+    because a collation may ignore case; and each write filters by it.
+    """
+
+    pk: int
+    tenant: str
+    kind: str
+    subject: str
+    user_id: Any
+    created_at: datetime
+
+    @classmethod
+    def of(cls, row: "BipsyncToken | Identity") -> Self:
+        """Return the identity of ``row``, which may be one already."""
+        return cls(row.pk, row.tenant, row.kind, row.subject, row.user_id, row.created_at)
+
+    @property
+    def digest(self) -> str:
+        """A keyed digest, for messages and sessions that must not say whose row they mean."""
+        text = json.dumps([str(value) for value in self._values()])
+        return salted_hmac("bipsync_django.row", text, algorithm="sha256").hexdigest()[:32]
+
+    def rows(self) -> BipsyncTokenQuerySet:
+        """Return the row to be written to; empty when another one has its primary key here."""
+        return tokens().filter(
+            pk=self.pk,
+            tenant=self.tenant,
+            kind=self.kind,
+            subject=self.subject,
+            user_id=self.user_id,
+            created_at=self.created_at,
+        )
+
+    def require(self, found: BipsyncToken) -> None:
+        """Compare ``found``, which was read by this primary key.
+
+        Raises ``SignInRequired`` when the account belongs to another user by now, and
+        ``RowMismatch`` when it is another account.
+        """
+        self.require_account(found)
+        if found.user_id != self.user_id:
+            raise SignInRequired("The Bipsync account belongs to another user here; sign in again.")
+
+    def require_account(self, found: BipsyncToken) -> None:
+        """Compare all but the user. Raises ``RowMismatch``."""
+        theirs = Identity.of(found)
+        if (*theirs._account(), theirs.created_at) != (*self._account(), self.created_at):
+            raise _mismatch(self, is_there=True)
+
+    def _account(self) -> tuple[int, str, str, str]:
+        return (self.pk, self.tenant, self.kind, self.subject)
+
+    def _values(self) -> tuple[object, ...]:
+        # The same moment, whatever the time zone of the connection that it was read from.
+        return (*self._account(), self.user_id, self.created_at.timestamp())
+
+
+def _mismatch(wanted: Identity, *, is_there: bool) -> RowMismatch:
+    # Callers whose token still works do not see the exception.
+    breaker.say_once(
+        wanted.tenant,
+        "A database connection shows other token rows than the one that a row came from, so "
+        "nothing is refreshed on it. See docs/installing.md, A schema for each customer.",
+    )
+    return RowMismatch(wanted.pk, is_there=is_there)
+
+
+def whole() -> BipsyncTokenQuerySet:
+    """Return all rows with their person, and with the deployment that their tenant belongs to."""
+    return tokens().annotate(deployment=_DEPLOYMENT).select_related("user")
+
+
 def find(pk: int) -> BipsyncToken | None:
-    """Return the row with its person, and with the deployment that its tenant belongs to."""
-    rows = tokens().annotate(deployment=_DEPLOYMENT).select_related("user")
-    return rows.filter(pk=pk).first()
+    """Return the row of ``whole`` that has this primary key here, whichever it is.
+
+    A caller that holds a row already uses ``read``, which compares.
+    """
+    return whole().filter(pk=pk).first()
 
 
-def read(pk: int) -> BipsyncToken:
-    """Return the row as ``find`` does. Raises ``SignInRequired`` when it is gone."""
-    row = find(pk)
-    if row is None:
+def read(row: BipsyncToken | Identity, *, of_anybody: bool = False) -> BipsyncToken:
+    """Return ``row`` as it is now on this connection; with ``of_anybody`` whoever has it now.
+
+    Raises ``SignInRequired`` when it is gone or belongs to another user, and ``RowMismatch`` when
+    another account's row is found in its place.
+    """
+    wanted = Identity.of(row)
+    found = find(wanted.pk)
+    if found is None:
+        if durable.is_beside():
+            # The caller's own connection has it.
+            raise _mismatch(wanted, is_there=False)
         raise SignInRequired("There is no connection to Bipsync any more; sign in again.")
-    return row
+    if of_anybody:
+        wanted.require_account(found)
+    else:
+        wanted.require(found)
+    return found
 
 
-def read_beside(pk: int) -> BipsyncToken:
-    """Read the row as it is now: a transaction of the caller's may show it as it was."""
+def beside(row: BipsyncToken, work: Callable[[BipsyncToken], T]) -> T:
+    """Return ``work(row)``, done where its writes commit at once.
+
+    On a connection of its own ``row`` is first read anew, and compared: nothing may be done there
+    to a row that is another one. Raises as ``read`` and ``durable.outside_transaction`` do.
+    """
+    return durable.outside_transaction(
+        lambda: work(read(row) if durable.is_beside() else row), database()
+    )
+
+
+def read_now(row: BipsyncToken | Identity) -> BipsyncToken:
+    """Read the row as it is now: a transaction of the caller's may show it as it was.
+
+    Raises as ``read`` and ``durable.outside_transaction`` do.
+    """
+    return durable.outside_transaction(lambda: read(row), database())
+
+
+def read_beside(row: BipsyncToken | Identity) -> BipsyncToken:
+    """Return the row as ``read_now`` does, or as the caller's connection shows it."""
     try:
-        return durable.outside_transaction(lambda: read(pk), database())
+        return read_now(row)
     except RefreshUnavailable:
-        # SQLite, or no connection to be had.
-        return read(pk)
+        # SQLite, no connection to be had, or one that sees other rows.
+        return read(row)
+
+
+def forget_kept(row: BipsyncToken) -> bool:
+    """Erase the refresh token that a disconnected ``row`` keeps until its lease has run out.
+
+    Returns whether this caller has done it, and no other.
+    """
+    as_read = Identity.of(row).rows().filter(generation=row.generation, status=Status.DISCONNECTED)
+    kept = as_read.exclude(refresh_token=None)
+    return bool(write(kept, refresh_token=None, lease_until=None))
 
 
 def write(rows: models.QuerySet[Any], **values: Any) -> int:

@@ -19,8 +19,8 @@ from ..exceptions import SignInRefused
 from ..models import BipsyncToken, TokenEvent
 from ..oauth.claims import Claims
 from ..oauth.client import TokenPair
-from .changes import disconnect, lock
-from .rows import granted, kept_claims, pair_values, read, tokens
+from .changes import disconnect, lock, note_replaced
+from .rows import Identity, granted, kept_claims, pair_values, read, tokens
 
 __all__ = ["authorise_service", "confirm_service", "prune_unconfirmed"]
 
@@ -52,6 +52,7 @@ def authorise_service(
     with transaction.atomic(using=database()):
         row = lock(tenant, claims.subject, Kind.SERVICE)
         _expect_nobody(row)
+        note_replaced(row)
         is_confirmed = row.signed_in_at is not None and row.status != Status.DISCONNECTED
         values = {
             "refresh_token": None,
@@ -66,8 +67,8 @@ def authorise_service(
             values["signed_in_at"] = timezone.now()
         else:
             values |= {"status": Status.UNCONFIRMED, "next_refresh_at": None, "signed_in_at": None}
-        tokens().filter(pk=row.pk).update(**values)
-        row = read(row.pk)
+        Identity.of(row).rows().update(**values)
+        row = read(row)
         record(row, Event.AUTHORISED, actor=actor)
     breaker.note_sign_in(tenant.slug)
     count(tenant.slug, Event.AUTHORISED.value)
@@ -82,13 +83,12 @@ def confirm_service(token: BipsyncToken, *, actor: AbstractBaseUser) -> bool:
     """
     with transaction.atomic(using=database()):
         now = timezone.now()
-        row = read(token.pk)
+        row = read(token)
         _expect_nobody(row)
-        seen = tokens().filter(
-            pk=token.pk,
-            kind=Kind.SERVICE,
-            status=Status.UNCONFIRMED,
-            generation=token.generation,
+        seen = (
+            Identity.of(token)
+            .rows()
+            .filter(kind=Kind.SERVICE, status=Status.UNCONFIRMED, generation=token.generation)
         )
         due = now
         if row.obtained_at is not None and row.access_expires_at is not None:

@@ -8,7 +8,13 @@ from django.views.decorators.debug import sensitive_variables
 
 from .. import policy
 from ..conf import Tenant
-from ..exceptions import ConfigurationError, RefreshUnavailable, SecretUnreadable, SignInRequired
+from ..exceptions import (
+    ConfigurationError,
+    NoSecondConnection,
+    RefreshUnavailable,
+    SecretUnreadable,
+    SignInRequired,
+)
 from ..models import BipsyncToken
 from .protocol import obtain, revive
 from .rows import may_be_used, raise_if_ended, raise_if_foreign, read, read_beside, tokens
@@ -46,12 +52,16 @@ def access_token(token: BipsyncToken, *, min_validity: float = 60) -> str:
     def is_due(row: BipsyncToken) -> bool:
         return policy.is_due(row, min_validity)
 
-    row = read(token.pk)
+    row = read(token)
     if row.status == Status.ACTIVE and may_be_used(row) and is_due(row):
         try:
             row = obtain(row, row.generation, is_due, wait=True)
+        except NoSecondConnection:
+            # Asking for one again would only take as long again.
+            if not _is_alive(row):
+                raise
         except (ConfigurationError, RefreshUnavailable, SecretUnreadable, SignInRequired):
-            row = read_beside(token.pk)
+            row = read_beside(token)
             if not _is_alive(row):
                 raise
     return _hand_out(row)
@@ -69,7 +79,7 @@ def refresh(token: BipsyncToken, *, force: bool = False) -> BipsyncToken:
     def is_due(row: BipsyncToken) -> bool:
         return force or policy.is_due_in_background(row)
 
-    row = obtain(read(token.pk), token.generation, is_due, wait=True)
+    row = obtain(read(token), token.generation, is_due, wait=True)
     raise_if_ended(row)
     return row
 
@@ -82,7 +92,7 @@ def retry(token: BipsyncToken) -> BipsyncToken:
     Raises ``SignInRequired`` when Bipsync does not take it, or none is left to try, and as
     ``access_token`` does.
     """
-    row = read(token.pk)
+    row = read(token)
     if row.status == Status.ACTIVE:
         return row
     if row.status != Status.NEEDS_SIGN_IN or row.refresh_token is None:
@@ -100,7 +110,7 @@ def replace_refused(token: BipsyncToken, refused: str) -> str | None:
 
     Raises as ``access_token`` does.
     """
-    row = read_beside(token.pk)
+    row = read_beside(token)
     if row.unseal("access_token") != refused:
         return _hand_out(row)
     raise_if_ended(row)

@@ -8,14 +8,13 @@ from contextlib import suppress
 from django.utils import timezone
 from django.views.decorators.debug import sensitive_variables
 
-from .. import breaker, durable, signals
+from .. import breaker, signals
 from ..conf import get_tenant
-from ..durable import database
 from ..events import record
 from ..exceptions import KeysUnavailable, RefreshUnavailable, SignInRequired, TokenRefused
 from ..models import BipsyncToken, TokenEvent
 from ..oauth.claims import Claims, validate_access_token
-from .rows import granted, is_refused, kept_claims, send, tokens, write
+from .rows import Identity, beside, granted, is_refused, kept_claims, send, write
 
 __all__ = ["validate", "validate_beside"]
 
@@ -43,9 +42,9 @@ def validate(row: BipsyncToken, *, from_provider: bool = False) -> Claims | None
     row.claims = kept_claims(claims)
     row.last_error = "" if is_refused(row) else row.last_error
     is_first = write(
-        tokens().filter(
-            pk=row.pk, generation=row.generation, validated_generation__lt=row.generation
-        ),
+        Identity.of(row)
+        .rows()
+        .filter(generation=row.generation, validated_generation__lt=row.generation),
         validated_generation=row.generation,
         scopes=row.scopes,
         claims=row.claims,
@@ -76,7 +75,7 @@ def validate_beside(row: BipsyncToken) -> None:
 
 def _keep_verdict(row: BipsyncToken) -> None:
     with suppress(RefreshUnavailable, SignInRequired):
-        durable.outside_transaction(lambda: validate(row), database())
+        beside(row, lambda _: validate(row))
 
 
 @sensitive_variables()
@@ -100,7 +99,10 @@ def _check(row: BipsyncToken, *, from_provider: bool = False) -> Claims | None:
 def _quarantine(row: BipsyncToken) -> None:
     pause = timezone.now() + breaker.HELD_BACK
     if write(
-        tokens().filter(pk=row.pk, generation=row.generation).exclude(last_error="token_refused"),
+        Identity.of(row)
+        .rows()
+        .filter(generation=row.generation)
+        .exclude(last_error="token_refused"),
         last_error="token_refused",
         next_attempt_at=pause,
         next_refresh_at=pause,
@@ -111,7 +113,7 @@ def _quarantine(row: BipsyncToken) -> None:
 
 def _end(row: BipsyncToken, reason: str) -> None:
     if write(
-        tokens().filter(pk=row.pk, generation=row.generation),
+        Identity.of(row).rows().filter(generation=row.generation),
         access_token=None,
         refresh_token=None,
         access_expires_at=None,

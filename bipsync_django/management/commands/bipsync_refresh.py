@@ -11,9 +11,10 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import connections
+from django.db.backends.base.base import BaseDatabaseWrapper
 from django.utils import timezone
 
-from ... import breaker, events, flow, lifecycle
+from ... import breaker, durable, events, flow, lifecycle
 from ...conf import get_settings
 from ...lifecycle import Outcome
 from ...models import BipsyncToken
@@ -49,6 +50,7 @@ class Command(BaseCommand):
                 self.stdout.write(f"Calls are held back for: {', '.join(held_back)}.")
             return
         outcomes = self._refresh(due, threads)
+        lifecycle.spend_abandoned()
         flow.prune()
         events.prune()
         lifecycle.prune_unconfirmed()
@@ -61,8 +63,9 @@ class Command(BaseCommand):
     def _refresh(self, due: int, threads: int) -> Counter[Outcome]:
         outcomes: list[Outcome] = []
         pks = _Taken()
+        ours = connections[durable.database()]
         with _stop_politely(pks), ThreadPoolExecutor(threads) as pool:
-            workers = [pool.submit(_refresh_all, pks, outcomes) for _ in range(threads)]
+            workers = [pool.submit(_refresh_all, pks, outcomes, ours) for _ in range(threads)]
             while wait(workers, timeout=0.2).not_done:
                 progress.show(self.stdout, len(outcomes), due)
             progress.show(self.stdout, len(outcomes), due)
@@ -85,25 +88,26 @@ class _Taken:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._pks: list[int] = []
+        self._rows: dict[int, str] = {}
         self.stopped = False
 
-    def __iter__(self) -> Iterator[int]:
-        while (pk := self._next()) is not None:
-            yield pk
+    def __iter__(self) -> Iterator[tuple[int, str]]:
+        while (row := self._next()) is not None:
+            yield row
 
-    def _next(self) -> int | None:
+    def _next(self) -> tuple[int, str] | None:
         with self._lock:
             if self.stopped:
                 return None
-            self._pks = self._pks or lifecycle.take_due(_BATCH)
-            return self._pks.pop(0) if self._pks else None
+            self._rows = self._rows or lifecycle.take_due(_BATCH)
+            return self._rows.popitem() if self._rows else None
 
 
-def _refresh_all(pks: _Taken, outcomes: list[Outcome]) -> None:
+def _refresh_all(pks: _Taken, outcomes: list[Outcome], caller: BaseDatabaseWrapper) -> None:
     try:
-        for pk in pks:
-            outcomes.append(lifecycle.refresh_if_due(pk))  # noqa: PERF401 - watched meanwhile
+        durable.prepare(connections[durable.database()], caller)
+        for pk, digest in pks:
+            outcomes.append(lifecycle.refresh_if_due(pk, digest))
     finally:
         connections.close_all()
 

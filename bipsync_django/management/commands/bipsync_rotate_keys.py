@@ -6,7 +6,6 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from ... import lifecycle
 from ...lifecycle import KeySurvey
-from ...models import BipsyncToken
 from .. import progress
 
 _MOST_NAMED = 20
@@ -35,8 +34,8 @@ class Command(BaseCommand):
             self.stdout.write(f"{len(old)} of {survey.total} are on an older key.")
             return
         done = 0
-        for place, pk in enumerate(old, start=1):
-            done += lifecycle.reencrypt(BipsyncToken(pk=pk))
+        for place, row in enumerate(old, start=1):
+            done += lifecycle.reencrypt(row)
             progress.show(self.stdout, place, len(old))
         if self.stdout.isatty() and old:
             self.stdout.write("")

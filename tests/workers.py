@@ -25,9 +25,10 @@ class Worker:
         *more: str,
         environment: Mapping[str, str] | None = None,
         database: str = "default",
+        app: str = "tests.celery_app",
     ) -> None:
         self._log = folder / "worker.log"
-        self._command = [sys.executable, "-m", "celery", "--app", "tests.celery_app", "worker"]
+        self._command = [sys.executable, "-m", "celery", "--app", app, "worker"]
         self._command += ["--pool", pool, "--concurrency", "1", "--loglevel", "debug", *more]
         self._environment = {
             **for_child(database),

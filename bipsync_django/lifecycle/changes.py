@@ -270,7 +270,7 @@ def spend_abandoned() -> None:
     is not used here, and works at Bipsync.
     """
     left = whole().filter(status=Status.DISCONNECTED, lease_until__lte=DatabaseNow())
-    for row in left.exclude(refresh_token=None):
+    for row in left.filter(refresh_token__isnull=False):
         if forget_kept(row):
             _spend(row)
 

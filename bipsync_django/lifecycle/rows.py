@@ -207,7 +207,7 @@ def forget_kept(row: BipsyncToken) -> bool:
     Returns whether this caller has done it, and no other.
     """
     as_read = Identity.of(row).rows().filter(generation=row.generation, status=Status.DISCONNECTED)
-    kept = as_read.exclude(refresh_token=None)
+    kept = as_read.filter(refresh_token__isnull=False)
     return bool(write(kept, refresh_token=None, lease_until=None))
 
 

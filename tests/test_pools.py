@@ -58,14 +58,17 @@ def grants(bipsync: SimulatedBipsync, database: str) -> list[BipsyncToken]:
 
 
 def in_transactions(alias: str, work: list[Callable[[], Any]]) -> list[Any]:
-    """Do all of ``work`` at once, each in a transaction of its own that has begun in all."""
-    begun = threading.Barrier(len(work))
+    """Do all of ``work`` at once, each in a transaction of its own that lasts as long as any."""
+    begun, done = threading.Barrier(len(work)), threading.Barrier(len(work))
 
     def run(number: int) -> Any:
         with transaction.atomic(using=alias):
             BipsyncToken.objects.count()
             begun.wait(NO_HANG)
-            return work[number]()
+            try:
+                return work[number]()
+            finally:
+                done.wait(NO_HANG)
 
     results: list[Any] = []
     thread = threading.Thread(target=lambda: results.extend(at_once(len(work), run)), daemon=True)

@@ -121,6 +121,8 @@ def prepare(connection: BaseDatabaseWrapper, caller: BaseDatabaseWrapper) -> Non
 
     Raises ``ConfigurationError`` when that fails.
     """
+    # For persist, which opens the connection anew.
+    _work.caller = caller
     hook = get_settings().prepare_connection
     if hook is None:
         return
@@ -133,6 +135,13 @@ def prepare(connection: BaseDatabaseWrapper, caller: BaseDatabaseWrapper) -> Non
             f"BIPSYNC['PREPARE_CONNECTION'] raised {type(error).__name__}, so nothing was sent to "
             "Bipsync."
         ) from error
+
+
+def _prepare_again(connection: BaseDatabaseWrapper) -> None:
+    """Prepare a connection that was opened anew: what was set on it went with the old one."""
+    caller: BaseDatabaseWrapper | None = getattr(_work, "caller", None)
+    if caller is not None:
+        prepare(connection, caller)
 
 
 # --- one thread of a process at a time
@@ -277,13 +286,17 @@ def persist(work: Callable[[], T], using: str, *, patience: float = 60.0) -> T:
     may_repeat = connection.connection is None or _is_autocommit(connection)
     deadline = time.monotonic() + patience
     pause = 0.05
+    is_new = False
     while True:
         try:
+            if is_new:
+                _prepare_again(connection)
             return work()
-        except Error:
+        except (Error, ConfigurationError):
             if not may_repeat or time.monotonic() + pause > deadline:
                 raise
         connection.close()
+        is_new = True
         time.sleep(pause)
         pause = min(pause * 2, 5.0)
 

@@ -212,17 +212,20 @@ def test_e003_rights_need_fields_that_are_there(
     assert {message.msg.split("'")[1] for message in found()} == {"SUPERUSER", "GROUPS"}
 
 
-@pytest.mark.parametrize("resolver", ["portal.nowhere.find", "tests.test_checks.MODEL_BACKEND"])
-def test_e005_a_resolver_that_cannot_be_called(settings: Any, resolver: str) -> None:
-    change(settings, USER_RESOLVER=resolver)
+@pytest.mark.parametrize("key", ["USER_RESOLVER", "PREPARE_CONNECTION"])
+@pytest.mark.parametrize("named", ["portal.nowhere.find", "tests.test_checks.MODEL_BACKEND"])
+def test_e005_a_function_that_cannot_be_called(settings: Any, key: str, named: str) -> None:
+    change(settings, **{key: named})
     message = only()
     assert (message.id, message.level) == ("bipsync_django.E005", checks.ERROR)
-    assert resolver in message.msg
+    assert named in message.msg
+    assert key in message.msg
 
 
-@pytest.mark.parametrize("resolver", [None, found, "tests.test_checks.found"])
-def test_e005_is_quiet_about_one_that_can(settings: Any, resolver: Any) -> None:
-    change(settings, USER_RESOLVER=resolver)
+@pytest.mark.parametrize("key", ["USER_RESOLVER", "PREPARE_CONNECTION"])
+@pytest.mark.parametrize("named", [None, found, "tests.test_checks.found"])
+def test_e005_is_quiet_about_one_that_can(settings: Any, key: str, named: Any) -> None:
+    change(settings, **{key: named})
     assert found() == []
 
 

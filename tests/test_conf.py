@@ -93,6 +93,7 @@ def test_every_key_changes_its_setting(settings: Any, tmp_path: Path) -> None:
         STAFF={"roles": "admin", "level": [9]},
         SUPERUSER=len,
         USER_RESOLVER="portal.people.find",
+        PREPARE_CONNECTION="portal.schemas.use_callers_schema",
         MATCH_USERS_BY={"TENANT": "acme", "VERIFIED_CLAIM": "email_verified"},
         SSO_ONLY=True,
         BREAK_GLASS_USERS=["emergency"],
@@ -313,6 +314,7 @@ WRONG: dict[str, list[Any]] = {
     ],
     "SUPERUSER": [True, {"roles": [["root"]]}, {"scopes": "rest_api:write"}],
     "USER_RESOLVER": ["", 5, ["portal.people.find"]],
+    "PREPARE_CONNECTION": ["", 5, ["portal.schemas.use_callers_schema"]],
     "MATCH_USERS_BY": [
         True,
         "email",
@@ -383,6 +385,7 @@ RIGHT: dict[str, list[Any]] = {
     "STAFF": [None, {}, str, {"a.b": True}, {"a": ("x", 1)}, {"scopes_held": "x"}],
     "SUPERUSER": [None, {"roles": ["root"]}],
     "USER_RESOLVER": [None, "a.b", str],
+    "PREPARE_CONNECTION": [None, "a.b", str],
     "MATCH_USERS_BY": [None, {"TENANT": "acme", "CLAIM": "mail", "TRUST_UNVERIFIED": True}],
     "BREAK_GLASS_USERS": [[], ("emergency",)],
     "REFRESH_AHEAD": [0, 86_400, None],

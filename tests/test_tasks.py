@@ -13,6 +13,7 @@ import pytest
 from django.utils import timezone
 
 from bipsync_django import events, lifecycle, tasks
+from bipsync_django.lifecycle import Identity
 from bipsync_django.models import BipsyncToken, HourlyCount, SpentState, TokenEvent
 from bipsync_django.schedule import BEAT_SCHEDULE
 from bipsync_django.testing import SimulatedBipsync
@@ -51,7 +52,7 @@ def test_a_message_carries_the_rows_id_and_nothing_else_of_it(
     (message_file,) = broker.glob("*.msg")
     message = message_file.read_text()
     message += base64.b64decode(json.loads(message)["body"]).decode()
-    assert f"[[{token.pk}]," in message
+    assert f'[[{token.pk}, "{Identity.of(token).digest}"],' in message
     assert "bipsync_django.tasks.refresh_token" in message
     for secret in [*secrets, token.subject, "portal-secret"]:
         assert secret is not None
@@ -90,8 +91,8 @@ def test_a_task_that_runs_twice_refreshes_once(
     token: BipsyncToken, bipsync: SimulatedBipsync
 ) -> None:
     expire(token)
-    tasks.refresh_token(token.pk)
-    tasks.refresh_token(token.pk)
+    tasks.refresh_token(token.pk, Identity.of(token).digest)
+    tasks.refresh_token(token.pk, Identity.of(token).digest)
     assert bipsync.calls["refresh"] == 1
 
 
@@ -159,7 +160,8 @@ def test_a_worker_that_is_interrupted_stores_the_new_pair_first(
     before = refresh_token_of(expire(token))
     bipsync.latency = 2.0
     limit = 1 if interruption == "soft time limit" else 60
-    tasks.refresh_token.apply_async((token.pk,), soft_time_limit=limit)
+    message = (token.pk, Identity.of(token).digest)
+    tasks.refresh_token.apply_async(message, soft_time_limit=limit)
     with Worker("prefork", bipsync, broker, tmp_path) as worker:
         worker.wait_until(lambda: bipsync.calls["refresh"] == 1)
         if interruption != "soft time limit":

@@ -370,10 +370,11 @@ class _Stored(enum.Enum):
 def _store(sent: BipsyncToken, pair: TokenPair) -> _Stored:
     """Step 7: the new pair, guarded by the generation that was sent and never by the lease.
 
-    ``sent`` is then the row as it is.
+    Nor by more of the identity than the pair is sealed for: this pair exists nowhere else. ``sent``
+    is then the row as it is.
     """
     values = pair_values(sent, pair)
-    rows = Identity.of(sent).rows().filter(generation=sent.generation)
+    rows = Identity.of(sent).rows_of_account().filter(generation=sent.generation)
 
     def store(rows: BipsyncTokenQuerySet) -> int:
         return durable.persist(

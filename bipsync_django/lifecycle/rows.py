@@ -106,6 +106,10 @@ class Identity:
             created_at=self.created_at,
         )
 
+    def rows_of_account(self) -> BipsyncTokenQuerySet:
+        """Return the row of this account, whoever has it now: that is what a pair is sealed for."""
+        return tokens().filter(pk=self.pk, tenant=self.tenant, kind=self.kind, subject=self.subject)
+
     def require(self, found: BipsyncToken) -> None:
         """Compare ``found``, which was read by this primary key.
 

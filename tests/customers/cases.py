@@ -14,11 +14,11 @@ import pytest
 from django.conf import settings as django_settings
 from django.contrib.auth.models import User
 from django.core.management import call_command
-from django.db import connection, transaction
+from django.db import OperationalError, connection, transaction
 from django.utils import timezone
 from django_tenants.utils import schema_context
 
-from bipsync_django import events, lifecycle, tasks
+from bipsync_django import durable, events, lifecycle, tasks
 from bipsync_django.api import api_session
 from bipsync_django.conf import get_tenant
 from bipsync_django.exceptions import ConfigurationError, RefreshUnavailable, RowMismatch
@@ -177,6 +177,40 @@ def test_the_command_refreshes_the_customer_that_it_is_run_for(
     assert stored("acorn")["generation"] == rows["acorn"].generation + 1
     assert (stored("public"), stored("birch")) == others
     assert bipsync.calls["refresh"] == 1
+
+
+@with_hook
+def test_a_store_on_a_new_connection_is_in_the_customers_schema_too(
+    rows: dict[str, BipsyncToken],
+    bipsync: SimulatedBipsync,
+    settings: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The hook sets what a new connection does not have, and the first store breaks it."""
+    update, prepared = durable.update, []
+
+    def fail_once(rows: Any, **values: Any) -> int:
+        if "access_token" in values and len(prepared) == 1:
+            raise OperationalError("the server was restarted")
+        return update(rows, **values)
+
+    def prepare(new: Any, caller: Any) -> None:
+        prepared.append(new)
+        # As a site does that sets its search path by hand.
+        new.set_schema_to_public()
+        connect_anew = new.connect
+        monkeypatch.setattr(new, "connect", lambda: (new.set_schema_to_public(), connect_anew()))
+        new.ensure_connection()
+        new.set_schema(caller.schema_name)
+
+    monkeypatch.setattr(durable, "update", fail_once)
+    settings.BIPSYNC = {**settings.BIPSYNC, "PREPARE_CONNECTION": prepare}
+    with schema_context("acorn"), transaction.atomic():
+        raw = lifecycle.access_token(rows["acorn"])
+    assert len(prepared) == 2
+    with schema_context("acorn"):
+        assert BipsyncToken.objects.get().unseal("access_token") == raw
+    assert owner_of(raw) == rows["acorn"].subject
 
 
 @with_hook

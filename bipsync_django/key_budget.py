@@ -9,7 +9,7 @@ from django.db.models import Q
 from . import durable
 from .conf import Tenant
 from .durable import DatabaseNow, database
-from .exceptions import RefreshUnavailable
+from .exceptions import ConfigurationError, RefreshUnavailable
 from .models import TenantState
 from .oauth.keys import LocalBudget, Permit, use_budget
 
@@ -42,7 +42,7 @@ class DatabaseBudget:
             permit, left = durable.outside_transaction(
                 lambda: _ask(tenant.slug, column, pause), database()
             )
-        except (Error, RefreshUnavailable):
+        except (ConfigurationError, Error, RefreshUnavailable):
             return self._local.ask(tenant, for_sign_in=for_sign_in)
         if not for_sign_in:
             self._spent[place] = (time.monotonic() + left, permit.at)

@@ -18,7 +18,7 @@ from .. import breaker, durable, policy
 from ..claim_paths import find as find_claim
 from ..conf import get_settings
 from ..durable import database
-from ..exceptions import RefreshUnavailable, RowMismatch, SignInRequired
+from ..exceptions import ConfigurationError, RefreshUnavailable, RowMismatch, SignInRequired
 from ..models import BipsyncToken, BipsyncTokenQuerySet, TenantState
 from ..oauth.claims import Claims
 from ..oauth.client import TokenPair
@@ -200,8 +200,8 @@ def read_beside(row: BipsyncToken | Identity) -> BipsyncToken:
     """Return the row as ``read_now`` does, or as the caller's connection shows it."""
     try:
         return read_now(row)
-    except RefreshUnavailable:
-        # SQLite, no connection to be had, or one that sees other rows.
+    except (ConfigurationError, RefreshUnavailable):
+        # SQLite, no connection to be had, or one that sees other rows or cannot be prepared.
         return read(row)
 
 

@@ -11,7 +11,13 @@ from django.views.decorators.debug import sensitive_variables
 from .. import breaker, signals
 from ..conf import get_tenant
 from ..events import record
-from ..exceptions import KeysUnavailable, RefreshUnavailable, SignInRequired, TokenRefused
+from ..exceptions import (
+    ConfigurationError,
+    KeysUnavailable,
+    RefreshUnavailable,
+    SignInRequired,
+    TokenRefused,
+)
 from ..models import BipsyncToken, TokenEvent
 from ..oauth.claims import Claims, validate_access_token
 from .rows import Identity, beside, granted, is_refused, kept_claims, send, write
@@ -74,7 +80,7 @@ def validate_beside(row: BipsyncToken) -> None:
 
 
 def _keep_verdict(row: BipsyncToken) -> None:
-    with suppress(RefreshUnavailable, SignInRequired):
+    with suppress(ConfigurationError, RefreshUnavailable, SignInRequired):
         beside(row, lambda _: validate(row))
 
 

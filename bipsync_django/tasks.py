@@ -43,9 +43,10 @@ def refresh_token(pk: int, digest: str) -> None:
 @shared_task(ignore_result=True, soft_time_limit=240, time_limit=300)
 def refresh_many(batch: str) -> None:
     """Hand the rows of a batch to workers: those for which an event says that it was asked for."""
-    for event in events.asked_for(batch).exclude(token=None).select_related("token"):
-        message = (event.token_id, lifecycle.Identity.of(event.token).digest)
-        refresh_asked.apply_async(message, expires=lifecycle.TAKEN_FOR.total_seconds())
+    for event in events.asked_for(batch).select_related("token"):
+        if event.token is not None:
+            message = (event.token.pk, lifecycle.Identity.of(event.token).digest)
+            refresh_asked.apply_async(message, expires=lifecycle.TAKEN_FOR.total_seconds())
 
 
 @shared_task(

@@ -3,6 +3,7 @@
 import contextvars
 import threading
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -80,6 +81,23 @@ def test_a_row_is_another_one_although_it_has_the_primary_key(
             call(token)
     assert bipsync.calls["token"] == 0
     assert BipsyncToken.objects.values().get() == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"tenant": "globex"},
+        {"kind": "service"},
+        {"subject": "somebody"},
+        {"user_id": None},
+        {"created_at": datetime(2000, 1, 1, tzinfo=UTC)},
+    ],
+)
+def test_nothing_is_written_to_a_row_that_is_another_one(
+    token: BipsyncToken, change: dict[str, Any]
+) -> None:
+    assert Identity.of(token).rows().get() == token
+    assert not replace(Identity.of(token), **change).rows().exists()
 
 
 def test_a_digest_says_whose_row_it_is_to_nobody(token: BipsyncToken, settings: Any) -> None:

@@ -1094,7 +1094,7 @@ def test_two_who_take_at_once_take_each_row_once(
     taken = at_once(4, lambda _: lifecycle.take_due(5))
     pks = [pk for pks in taken if isinstance(pks, dict) for pk in pks]
     assert len(pks) == len(set(pks))
-    left = []
+    left: list[int] = []
     while more := lifecycle.take_due(5):
         left += more
     assert sorted(pks + left) == sorted(row.pk for row in [token, *tokens])

@@ -4,8 +4,9 @@ Each transaction holds a connection, and a refresh in it needs a second one.
 """
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from django.db import connections, transaction
 
 from bipsync_django import durable, lifecycle
 from bipsync_django.exceptions import NoSecondConnection
-from bipsync_django.lifecycle import protocol
+from bipsync_django.lifecycle import protocol, rows
 from bipsync_django.models import BipsyncToken
 from bipsync_django.testing import SimulatedBipsync, SimulatedUser
 from tests.databases import on
@@ -27,12 +28,12 @@ NO_HANG = 45.0
 
 
 @contextmanager
-def pooled(alias: str, size: int) -> Iterator[Any]:
+def pooled(alias: str, size: int, *, timeout: float = 60.0) -> Iterator[Any]:
     """Let the database ``alias`` have a pool of ``size`` connections, and yield the pool."""
     connection: Any = connections[alias]
     connection.close()
     options = connection.settings_dict["OPTIONS"]
-    pool = {"min_size": size, "max_size": size, "timeout": 60.0}
+    pool = {"min_size": size, "max_size": size, "timeout": timeout}
     connection.settings_dict["OPTIONS"] = {**options, "pool": pool}
     try:
         connection.ensure_connection()
@@ -57,7 +58,7 @@ def grants(bipsync: SimulatedBipsync, database: str) -> list[BipsyncToken]:
     return found
 
 
-def in_transactions(alias: str, work: list[Callable[[], Any]]) -> list[Any]:
+def in_transactions(alias: str, work: Sequence[Callable[[], Any]]) -> list[Any]:
     """Do all of ``work`` at once, each in a transaction of its own that lasts as long as any."""
     begun, done = threading.Barrier(len(work)), threading.Barrier(len(work))
 
@@ -83,10 +84,14 @@ def in_transactions(alias: str, work: list[Callable[[], Any]]) -> list[Any]:
 def test_four_transactions_that_hold_all_connections_are_refused_and_nobody_hangs(
     grants: list[BipsyncToken], bipsync: SimulatedBipsync, database: str, is_same: bool
 ) -> None:
-    rows = [expire(row) for row in grants]
-    before = [refresh_token_of(row) for row in rows]
-    work = [lambda row=rows[0 if is_same else n]: lifecycle.access_token(row) for n in range(4)]
+    expired = [expire(row) for row in grants]
+    before = [refresh_token_of(row) for row in expired]
+    work = [partial(lifecycle.access_token, expired[0 if is_same else n]) for n in range(4)]
     bystander: list[int] = []
+
+    def refuse_while_somebody_comes_by() -> str:
+        thread.start()
+        return lifecycle.access_token(expired[0])
 
     def come_by() -> None:
         bystander.append(BipsyncToken.objects.count())
@@ -94,16 +99,14 @@ def test_four_transactions_that_hold_all_connections_are_refused_and_nobody_hang
 
     with pooled(database, 4):
         thread = threading.Thread(target=come_by, daemon=True)
-        refuse = work[0]
         # While all four hold theirs, somebody else asks for one.
-        work[0] = lambda: (thread.start(), refuse())[1]  # type: ignore[func-returns-value]
-        results = in_transactions(database, work)
+        results = in_transactions(database, [refuse_while_somebody_comes_by, *work[1:]])
         assert [type(result) for result in results] == [NoSecondConnection] * 4
         thread.join(NO_HANG)
         assert bystander == [4]
         assert bipsync.calls["token"] == 0
         # Nothing is lost: outside of the transactions all is as ever.
-        for row, refresh_token in zip(rows, before, strict=True):
+        for row, refresh_token in zip(expired, before, strict=True):
             assert refresh_token_of(row) == refresh_token
             assert bipsync.is_access_token_alive(lifecycle.access_token(row))
     assert bipsync.calls["refresh"] == 4
@@ -112,11 +115,11 @@ def test_four_transactions_that_hold_all_connections_are_refused_and_nobody_hang
 def test_a_token_that_still_works_needs_no_second_connection(
     grants: list[BipsyncToken], bipsync: SimulatedBipsync, database: str
 ) -> None:
-    rows = [nearly_expire(row) for row in grants]
-    work = [lambda row=row: lifecycle.access_token(row) for row in rows]
+    alive = [nearly_expire(row) for row in grants]
+    work = [partial(lifecycle.access_token, row) for row in alive]
     with pooled(database, 4):
         results = in_transactions(database, work)
-    assert results == [row.unseal("access_token") for row in rows]
+    assert results == [row.unseal("access_token") for row in alive]
     assert bipsync.calls["token"] == 0
 
 
@@ -134,6 +137,16 @@ def test_a_connection_that_is_not_to_be_had_is_asked_for_once(
         assert lifecycle.access_token(row) == row.unseal("access_token")
         with pytest.raises(NoSecondConnection):
             lifecycle.refresh(row, force=True)
+        assert pool.get_stats()["requests_num"] == before + 1
+
+
+def test_a_pool_that_gives_up_sooner_is_asked_once_for_each_call(
+    grants: list[BipsyncToken], database: str
+) -> None:
+    row = nearly_expire(grants[0])
+    with pooled(database, 1, timeout=0.3) as pool, transaction.atomic(using=database):
+        before = pool.get_stats()["requests_num"]
+        assert lifecycle.access_token(row) == row.unseal("access_token")
         assert pool.get_stats()["requests_num"] == before + 1
 
 
@@ -163,7 +176,7 @@ def test_who_waits_for_another_process_holds_no_second_connection_meanwhile(
     row = expire(grants[0])
     claim = protocol._claim(row)
     assert claim is not None
-    is_waiting, read_now = threading.Event(), protocol.read_now
+    is_waiting, read_now = threading.Event(), rows.read_now
 
     def read_and_tell(row: Any) -> BipsyncToken:
         is_waiting.set()

@@ -70,13 +70,13 @@ def rows(schemas: None, bipsync: SimulatedBipsync) -> Iterator[dict[str, Bipsync
     assert len({row.subject for row in found.values()}) == len(SCHEMAS)
     bipsync.reset_calls()
     yield found
-    connection.set_schema_to_public()
+    connection.set_schema_to_public()  # type: ignore[attr-defined]
 
 
 def stored(name: str) -> dict[str, Any]:
     """Return every column of the row of a schema, and the names of its events."""
     with schema_context(name):
-        row = BipsyncToken.objects.values().get()
+        row: dict[str, Any] = {**BipsyncToken.objects.values().get()}
         row["events"] = list(TokenEvent.objects.order_by("pk").values_list("name", flat=True))
         row["tenants"] = list(TenantState.objects.values())
     return row
@@ -187,7 +187,8 @@ def test_a_store_on_a_new_connection_is_in_the_customers_schema_too(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The hook sets what a new connection does not have, and the first store breaks it."""
-    update, prepared = durable.update, []
+    update = durable.update
+    prepared: list[Any] = []
 
     def fail_once(rows: Any, **values: Any) -> int:
         if "access_token" in values and len(prepared) == 1:

@@ -20,19 +20,19 @@ __all__ = ["app"]
 @before_task_publish.connect
 def name_schema(headers: dict[str, Any], **kwargs: Any) -> None:
     """Let each message say which customer it is about."""
-    headers["schema"] = connection.schema_name
+    headers["schema"] = connection.schema_name  # type: ignore[attr-defined]
 
 
 @task_prerun.connect
 def enter_schema(task: Any, **kwargs: Any) -> None:
     """Let the worker see the tables of that customer."""
-    connection.set_schema(task.request.get("schema") or "public")
+    connection.set_schema(task.request.get("schema") or "public")  # type: ignore[attr-defined]
 
 
 @task_postrun.connect
 def leave_schema(**kwargs: Any) -> None:
     """Let the next task start anew."""
-    connection.set_schema_to_public()
+    connection.set_schema_to_public()  # type: ignore[attr-defined]
 
 
 @shared_task(ignore_result=True)

@@ -107,7 +107,7 @@ def queue(request: HttpRequest, rows: Iterable[BipsyncToken]) -> str | None:
 
 def _refresh(row: BipsyncToken, actor: Any) -> str:
     events.record(row, TokenEvent.Name.REFRESH_ASKED, actor=actor)
-    return lifecycle.refresh_asked(row.pk)
+    return lifecycle.refresh_asked(row.pk, lifecycle.Identity.of(row).digest)
 
 
 def _disconnect(row: BipsyncToken, actor: Any) -> str:

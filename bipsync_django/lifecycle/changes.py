@@ -301,12 +301,13 @@ def _spend(erased: BipsyncToken) -> None:
         return
     except BipsyncError as error:
         reason = "secret_unreadable" if isinstance(error, SecretUnreadable) else "configuration"
-        record(
-            erased,
-            Event.LEFT_VALID,
-            getattr(error, "code", reason),
-            generation=erased.generation + 1,
-        )
+        reason = getattr(error, "code", reason)
+        # After the caller's transaction the row may be gone, or the connection in another schema.
+        found = find(erased.pk)
+        if found is not None and Identity.of(erased).is_account(found):
+            record(erased, Event.LEFT_VALID, reason, generation=erased.generation + 1)
+        else:
+            logger.error("The tokens of row %s stay valid at Bipsync (%s).", erased.pk, reason)
 
 
 def end_sessions(token: BipsyncToken, *, actor: AbstractBaseUser | None = None) -> None:

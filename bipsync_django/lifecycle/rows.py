@@ -122,9 +122,13 @@ class Identity:
 
     def require_account(self, found: BipsyncToken) -> None:
         """Compare all but the user. Raises ``RowMismatch``."""
-        theirs = Identity.of(found)
-        if (*theirs._account(), theirs.created_at) != (*self._account(), self.created_at):
+        if not self.is_account(found):
             raise _mismatch(self, is_there=True)
+
+    def is_account(self, found: BipsyncToken) -> bool:
+        """Return whether ``found`` is this very row, whoever has the account by now."""
+        theirs = Identity.of(found)
+        return (*theirs._account(), theirs.created_at) == (*self._account(), self.created_at)
 
     def _account(self) -> tuple[int, str, str, str]:
         return (self.pk, self.tenant, self.kind, self.subject)

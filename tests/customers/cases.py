@@ -168,6 +168,22 @@ def test_a_disconnect_ends_the_customers_own_grant(
 
 
 @with_hook
+def test_what_waits_for_a_commit_changes_nobody_of_another_schema(
+    rows: dict[str, BipsyncToken], bipsync: SimulatedBipsync
+) -> None:
+    """The transaction ends in another schema than the one in which it was worked in."""
+    BipsyncToken.objects.update(generation=rows["acorn"].generation + 1)
+    before, user = stored("public"), User.objects.values().get()
+    with transaction.atomic(), schema_context("acorn"):
+        lifecycle.access_token(rows["acorn"])
+    assert (stored("public"), User.objects.values().get()) == (before, user)
+    bipsync.fail("token", Answer(503))
+    with transaction.atomic(), schema_context("acorn"):
+        lifecycle.disconnect(rows["acorn"])
+    assert stored("public")["events"] == before["events"]
+
+
+@with_hook
 def test_the_command_refreshes_the_customer_that_it_is_run_for(
     rows: dict[str, BipsyncToken], bipsync: SimulatedBipsync
 ) -> None:

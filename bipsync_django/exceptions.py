@@ -142,8 +142,9 @@ class NoSecondConnection(RefreshUnavailable):
     def __init__(self) -> None:
         super().__init__(
             "busy",
-            "A refresh inside a transaction needs a second database connection, and there is none "
-            "to be had. Allow for more connections, or call Bipsync outside of transactions.",
+            "A refresh inside a transaction needs a second database connection, and none was free "
+            "within a few seconds. Allow for more connections, or call Bipsync outside of "
+            "transactions.",
         )
 
 

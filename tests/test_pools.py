@@ -123,7 +123,7 @@ def test_a_token_that_still_works_needs_no_second_connection(
     assert bipsync.calls["token"] == 0
 
 
-def test_a_connection_that_is_not_to_be_had_is_asked_for_once(
+def test_a_connection_that_is_not_free_is_asked_for_once(
     grants: list[BipsyncToken], database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(durable, "CONNECT_WITHIN", 0.5)

@@ -205,7 +205,7 @@ def read_beside(row: BipsyncToken | Identity) -> BipsyncToken:
     try:
         return read_now(row)
     except (ConfigurationError, RefreshUnavailable):
-        # SQLite, no connection to be had, or one that sees other rows or cannot be prepared.
+        # SQLite, no free connection, or one that sees other rows or cannot be prepared.
         return read(row)
 
 

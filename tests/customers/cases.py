@@ -205,9 +205,11 @@ def test_a_store_on_a_new_connection_is_in_the_customers_schema_too(
     """The hook sets what a new connection does not have, and the first store breaks it."""
     update = durable.update
     prepared: list[Any] = []
+    failed: list[Any] = []
 
     def fail_once(rows: Any, **values: Any) -> int:
-        if "access_token" in values and len(prepared) == 1:
+        if "access_token" in values and not failed:
+            failed.append(values)
             raise OperationalError("the server was restarted")
         return update(rows, **values)
 

@@ -461,6 +461,12 @@ class LogoutView(auth_views.LogoutView):
     http_method_names = ["post", "options"]
     template_name = "bipsync_django/signed_out.html"
 
+    def get_redirect_url(self) -> str:
+        url: str = super().get_redirect_url()
+        # Django does not know that a browser speaks https where only REDIRECT_URI says so.
+        hosts = self.get_success_url_allowed_hosts()
+        return url if url and flow.stays_on(self.request, url, hosts) else ""
+
     def get_default_redirect_url(self) -> str:
         url: str = super().get_default_redirect_url()
         # Django answers an unsafe ?next= with a redirect to this page, which refuses GET.

@@ -39,7 +39,6 @@ from .exceptions import (
     ProviderMisconfigured,
     RetryLater,
     SignInRefused,
-    TokenEndpointError,
     TokenRefused,
 )
 from .failures import login_url, refuse, refuse_program, wants_page
@@ -194,7 +193,7 @@ class CallbackView(_SignInView):
                 _log_in(request, user, token)
             returns.note_return(request, trip, destination)
         response = HttpResponseRedirect(destination)
-        limits.remember(response, secure=flow.is_https(request))
+        limits.remember(response, user, secure=flow.is_https(request))
         flow.end(request, response, trip.state)
         return response
 
@@ -283,8 +282,11 @@ class CallbackView(_SignInView):
     def _redeem(self, trip: flow.Trip, code: str) -> tuple[Claims, TokenPair, Tenant]:
         try:
             tenant = get_tenant(trip.tenant)
-            limits.expect_room(tenant, known=self._is_known())
-            pair = self._exchange(trip, tenant, code)
+            person = limits.known_person(self.request, secure=flow.is_https(self.request))
+            with limits.place(tenant, person):
+                pair = exchange_code(
+                    tenant, code=code, verifier=trip.verifier, redirect_uri=trip.redirect_uri
+                )
             claims = validate_access_token(pair.access_token, tenant, from_provider=True)
         except GrantDead as error:
             raise SignInRefused("code_refused", str(error)) from error
@@ -295,19 +297,6 @@ class CallbackView(_SignInView):
         except TokenRefused as error:
             raise SignInRefused("token_refused", str(error)) from error
         return claims, pair, tenant
-
-    def _is_known(self) -> bool:
-        return limits.is_known(self.request, secure=flow.is_https(self.request))
-
-    @sensitive_variables()
-    def _exchange(self, trip: flow.Trip, tenant: Tenant, code: str) -> TokenPair:
-        try:
-            return exchange_code(
-                tenant, code=code, verifier=trip.verifier, redirect_uri=trip.redirect_uri
-            )
-        except TokenEndpointError:
-            limits.count_unconfirmed(tenant, known=self._is_known())
-            raise
 
     @sensitive_variables()
     def _sign_in(

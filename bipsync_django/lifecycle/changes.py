@@ -39,7 +39,16 @@ from .rows import (
     tokens,
 )
 
-__all__ = ["disconnect", "end_sessions", "link", "lock", "sign_in", "unlink"]
+__all__ = [
+    "discard",
+    "disconnect",
+    "end_sessions",
+    "is_service",
+    "link",
+    "lock",
+    "sign_in",
+    "unlink",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +87,7 @@ def sign_in(
     works = _prove_wider(tenant, claims.subject, names)
     with transaction.atomic(using=database()):
         row = lock(tenant, claims.subject)
-        if _is_service(tenant, claims.subject):
+        if is_service(tenant, claims.subject):
             raise SignInRefused("service_account", "The account is a service account here.")
         user = resolve_user(row)
         keeps = works and _is_wider(row, tenant, names)
@@ -127,7 +136,7 @@ def link(
     """
     with transaction.atomic(using=database()):
         row = lock(tenant, subject)
-        if _is_service(tenant, subject):
+        if is_service(tenant, subject):
             raise LinkRefused("The Bipsync account is a service account of this site.")
         if row.user_id == user.pk:
             return False
@@ -137,6 +146,8 @@ def link(
             if not replace:
                 raise LinkRefused(f"{user} has the Bipsync account {other.subject} already.")
             unlink(other, actor=actor)
+        # Whose it is has been decided: nobody confirms a pair that waits for that.
+        discard(row, actor=actor)
         try:
             tokens().filter(pk=row.pk).update(user_id=user.pk)
         except IntegrityError as error:
@@ -181,11 +192,23 @@ def disconnect(
         send(signals.disconnected, row)
 
 
+def discard(token: BipsyncToken, *, actor: AbstractBaseUser | None = None) -> bool:
+    """Give up the pair that waits for confirmation in ``token``, as ``disconnect`` does.
+
+    Returns whether it still waited: one that was confirmed or replaced meanwhile is left alone.
+    """
+    return _give_up(token, actor, status=Status.UNCONFIRMED, generation=token.generation)
+
+
 @sensitive_variables()
 def _give_up(
-    token: BipsyncToken, actor: AbstractBaseUser | None, *, end_at_bipsync: bool = True
+    token: BipsyncToken,
+    actor: AbstractBaseUser | None,
+    *,
+    end_at_bipsync: bool = True,
+    **expected: Any,
 ) -> bool:
-    before = _erase(token.pk)
+    before = _erase(token.pk, **expected)
     if before is None:
         return False
     record(read(token.pk), Event.DISCONNECTED, actor=actor)
@@ -196,14 +219,21 @@ def _give_up(
     return True
 
 
-def _erase(pk: int) -> BipsyncToken | None:
-    """Erase the row's pair and return the row as it was, or ``None`` when there was nothing."""
+def _erase(pk: int, **expected: Any) -> BipsyncToken | None:
+    """Erase the row's pair and return the row as it was, or ``None`` when there was nothing.
+
+    ``expected`` are columns that the row has to have for that.
+    """
     for _ in range(_TRIES):
         row = find(pk)
         if row is None or row.status == Status.DISCONNECTED:
             return None
+        if any(getattr(row, name) != value for name, value in expected.items()):
+            return None
         # As it was read: who was about to send the refresh token must not be missed.
-        as_read = tokens().filter(pk=pk, generation=row.generation, lease_id=row.lease_id)
+        as_read = tokens().filter(
+            pk=pk, generation=row.generation, lease_id=row.lease_id, status=row.status
+        )
         if as_read.update(
             access_token=None,
             refresh_token=None,
@@ -290,7 +320,8 @@ def _prove_wider(tenant: Tenant, subject: str, names: str) -> bool:
     return True
 
 
-def _is_service(tenant: Tenant, subject: str) -> bool:
+def is_service(tenant: Tenant, subject: str) -> bool:
+    """Return whether the Bipsync account is one that the site uses for itself, or may soon."""
     services = tokens().filter(tenant=tenant.slug, kind=Kind.SERVICE, subject=subject)
     return services.exclude(status=Status.DISCONNECTED).exists()
 

@@ -93,7 +93,7 @@ def way_to_bipsync(response: Any) -> str:
 
 
 def answer_confirmation(browser: Browser, response: Any, do: str = "connect") -> Any:
-    """Press a button of the page that asks whose Bipsync account it is; ``response`` leads there."""
+    """Press a button of the page that ``response`` leads to: whose Bipsync account is it?."""
     assert response.status_code == 302, response.content
     url = str(response["Location"])
     assert url.startswith("/bipsync/connect/confirm/")

@@ -24,6 +24,7 @@ from django.urls import reverse
 from django.utils.decorators import method_decorator
 from django.utils.encoding import escape_uri_path
 from django.views.decorators.cache import never_cache
+from django.views.decorators.clickjacking import xframe_options_deny
 from django.views.decorators.csrf import csrf_protect
 from django.views.decorators.debug import sensitive_variables
 from django.views.generic import View
@@ -373,7 +374,7 @@ class CallbackView(_SignInView):
 
 
 @method_decorator(login_required, name="get")
-@method_decorator(csrf_protect, name="dispatch")
+@method_decorator([csrf_protect, xframe_options_deny], name="dispatch")
 class ConnectView(_SignInView):
     """``connect/`` and ``connect/<tenant>/``: join a Bipsync account to who is signed in.
 
@@ -414,7 +415,7 @@ class ConnectView(_SignInView):
         return _connect_url(self.next_url(request), self.kwargs.get("tenant"))
 
 
-@method_decorator([login_required, csrf_protect], name="dispatch")
+@method_decorator([login_required, csrf_protect, xframe_options_deny], name="dispatch")
 class ConfirmConnectionView(_SignInView):
     """``connect/confirm/<reference>/``: whose Bipsync account came back, and a button to join it.
 

@@ -294,22 +294,6 @@ def test_one_of_two_buttons_at_the_same_moment_wins(
         assert events() == ["disconnected"]
 
 
-def test_a_person_gets_one_account_from_two_pages(
-    database: str, local: User, bipsync: SimulatedBipsync
-) -> None:
-    browser = with_password(local)
-    backs = [come_back(browser, bipsync, person) for person in (ADA, GRACE)]
-    twins = [browser.twin(), browser.twin()]
-    answers = at_the_same_moment(
-        *[
-            lambda twin=twin, back=back: answer_confirmation(twin, back)
-            for twin, back in zip(twins, backs, strict=True)
-        ]
-    )
-    assert sorted(answer.status_code for answer in answers) == [302, 403]
-    assert BipsyncToken.objects.for_user(local).count() == 1
-
-
 def test_the_policy_is_asked_at_the_button(
     local: User, bipsync: SimulatedBipsync, settings: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -415,6 +399,16 @@ def test_another_sites_form_presses_no_button(
         )
         assert answer.status_code == 403
     waiting()
+
+
+def test_no_other_site_shows_the_button_in_a_frame(
+    local: User, bipsync: SimulatedBipsync, settings: Any
+) -> None:
+    settings.MIDDLEWARE = [name for name in settings.MIDDLEWARE if "XFrame" not in name]
+    settings.X_FRAME_OPTIONS = "SAMEORIGIN"
+    browser = with_password(local)
+    for url in (come_back(browser, bipsync)["Location"], CONNECT):
+        assert browser.get(url, secure=True)["X-Frame-Options"] == "DENY"
 
 
 def _signs_in(bipsync: SimulatedBipsync) -> User:

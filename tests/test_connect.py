@@ -225,8 +225,14 @@ def test_two_accounts_at_the_same_moment_become_one(
     browser = with_password(local)
     callbacks = [bipsync.approve(begin(browser), user=person) for person in (ADA, GRACE)]
     twins = [browser.twin(), browser.twin()]
+    backs = at_the_same_moment(
+        *[lambda b=b, c=c: b.open(c) for b, c in zip(twins, callbacks, strict=True)]
+    )
     answers = at_the_same_moment(
-        *[lambda b=b, c=c: connect(b, c) for b, c in zip(twins, callbacks, strict=True)]
+        *[
+            lambda twin=twin, back=back: answer_confirmation(twin, back)
+            for twin, back in zip(twins, backs, strict=True)
+        ]
     )
     assert sorted(answer.status_code for answer in answers) == [302, 403]
     assert BipsyncToken.objects.for_user(local).count() == 1

@@ -104,6 +104,7 @@ def test_a_person_reads_whose_account_it_is_before_it_is_joined(
             page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
             shoot(page, f"confirm-connection-{width}-{scheme}")
     assert violations(page) == []
+    shoot(page, "confirm-connection")
     lost = BipsyncToken.objects.get().unseal("refresh_token")
     page.keyboard.press("Tab")
     focused = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")

@@ -578,8 +578,9 @@ class LogoutView(auth_views.LogoutView):
     http_method_names = ["post", "options"]
     template_name = "bipsync_django/signed_out.html"
 
-    def get_redirect_url(self) -> str:
-        url: str = super().get_redirect_url()
+    def get_redirect_url(self, *args: Any) -> str:
+        # Django 6 may pass the request.
+        url: str = super().get_redirect_url(*args)
         # Django does not know that a browser speaks https where only REDIRECT_URI says so.
         hosts = self.get_success_url_allowed_hosts()
         return url if url and flow.stays_on(self.request, url, hosts) else ""

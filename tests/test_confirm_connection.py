@@ -412,7 +412,8 @@ def test_no_other_site_shows_the_button_in_a_frame(
 
 
 def _signs_in(bipsync: SimulatedBipsync) -> User:
-    return User.objects.get(pk=signed_in(bipsync, ADA).user_id())
+    signed_in(bipsync, ADA)
+    return User.objects.get(email=ADA)
 
 
 def _somebody_begins(bipsync: SimulatedBipsync) -> None:

@@ -101,7 +101,7 @@ def test_a_person_reads_whose_account_it_is_before_it_is_joined(
         page.set_viewport_size({"width": width, "height": 800})
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         for scheme in ("dark", "light"):
-            page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+            page.emulate_media(color_scheme=scheme)
             shoot(page, f"confirm-connection-{width}-{scheme}")
     assert violations(page) == []
     shoot(page, "confirm-connection")

@@ -334,6 +334,18 @@ def test_the_pair_belongs_to_nobody_when_another_person_signs_in_meanwhile(
     waiting()
 
 
+def test_nobody_presses_the_button_while_they_act_as_another(
+    local: User, bipsync: SimulatedBipsync
+) -> None:
+    browser = with_password(local)
+    back = come_back(browser, bipsync)
+    session = browser.session
+    session["hijack_history"] = [str(User.objects.create_superuser("root").pk)]
+    session.save()
+    assert reason_of(answer_confirmation(browser, back)) == "impersonation"
+    waiting()
+
+
 def test_a_session_that_ended_meanwhile_goes_on_after_signing_in_again(
     local: User, bipsync: SimulatedBipsync
 ) -> None:

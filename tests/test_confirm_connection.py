@@ -165,6 +165,8 @@ def test_nothing_uses_a_pair_that_waits(local: User, bipsync: SimulatedBipsync) 
     assert row.subject not in boss.get(SERVICE, secure=True).content.decode()
     page = boss.get("/admin/bipsync_django/bipsynctoken/", secure=True).content.decode()
     assert "waits for confirmation" in page
+    change = f"/admin/bipsync_django/bipsynctoken/{row.pk}/change/"
+    assert "Ada Lovelace" in boss.get(change, secure=True).content.decode()
 
 
 def test_an_unconfirmed_service_account_hands_out_no_token_while_it_lives(
@@ -453,6 +455,18 @@ def test_what_changed_meanwhile_is_left_alone(
         assert reason_of(refused) == "not_waiting"
         assert "Nothing was done" in visible_text(refused.content.decode())
     assert BipsyncToken.objects.values().get() == before
+
+
+def test_a_pair_that_is_replaced_between_look_and_button_is_not_confirmed(
+    database: str, local: User, bipsync: SimulatedBipsync
+) -> None:
+    browser = with_password(local)
+    come_back(browser, bipsync)
+    seen = waiting()
+    come_back(browser, bipsync)
+    claims = lifecycle.claims_of(seen)
+    assert lifecycle.confirm_connection(seen, claims, resolve_user=lambda row: local) is None
+    assert waiting().generation == seen.generation + 1
 
 
 def test_a_link_by_an_administrator_gives_up_what_waits(

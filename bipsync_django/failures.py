@@ -113,6 +113,15 @@ FAILURES: Mapping[str, Failure] = {
         ),
         shows_account=True,
     ),
+    "not_waiting": Failure(
+        409,
+        _("There is nothing to confirm any more"),
+        _(
+            "This connection has been decided on already, was begun once more by somebody, or has "
+            "waited too long. Nothing was done just now."
+        ),
+        retry=_("Start again"),
+    ),
     "wrong_address": Failure(
         400,
         _("This sign-in came back by the wrong way"),

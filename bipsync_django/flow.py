@@ -50,6 +50,7 @@ __all__ = [
     "recall",
     "safe_next",
     "spend",
+    "stays_on",
 ]
 
 # What a trip is for: signing in, what a page needs before it can be shown, joining a Bipsync
@@ -215,10 +216,16 @@ def prune() -> None:
 def safe_next(request: HttpRequest, url: str) -> str:
     """Return ``url`` when it stays on this host, else an empty string."""
     # As long as it is in the cookie, where anything but ASCII takes six bytes.
-    is_safe = len(json.dumps(url)) <= _LONGEST_NEXT and url_has_allowed_host_and_scheme(
-        url, allowed_hosts={request.get_host()}, require_https=request.is_secure()
+    is_short = len(json.dumps(url)) <= _LONGEST_NEXT
+    return url if is_short and stays_on(request, url, {request.get_host()}) else ""
+
+
+def stays_on(request: HttpRequest, url: str, hosts: set[str]) -> bool:
+    """Return whether ``url`` leads to one of ``hosts``, over https where the browser speaks it."""
+    # Behind a proxy Django may take every request for plain http.
+    return url_has_allowed_host_and_scheme(
+        url, allowed_hosts=hosts, require_https=is_https(request)
     )
-    return url if is_safe else ""
 
 
 def _digest(state: str) -> str:

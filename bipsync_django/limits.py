@@ -1,44 +1,52 @@
-"""How often sign-ins may begin and fail: for each browser, and generously for each tenant.
+"""How often sign-ins may begin and fail: for each browser, each person, and each tenant.
 
 Never for each address: an office has one. A browser carries its own count, which is there for
-loops and impatience; who throws the cookie away meets the count of the tenant, which is kept in
-the cache. That one counts sign-ins that Bipsync did not confirm and no others: however many
-people arrive at nine o'clock, they do not use it up.
+loops and impatience. The sign-ins that Bipsync does not confirm are counted in the cache: those
+of a browser in which a person has signed in before against that person, all others against the
+tenant. However many people arrive at nine o'clock, they use nothing up.
 """
 
 import logging
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
+from django.contrib.auth.models import AbstractBaseUser
 from django.core import signing
 from django.core.cache import cache
 from django.http import HttpRequest, HttpResponseBase
+from django.utils.crypto import salted_hmac
 
 from .caching import despite_errors
 from .conf import Tenant
-from .exceptions import SignInRefused
+from .exceptions import SignInRefused, TokenEndpointError
 
 __all__ = [
     "MOST_IN_A_BROWSER",
     "MOST_UNCONFIRMED",
+    "MOST_UNCONFIRMED_OF_A_PERSON",
     "PERIOD",
     "count_start",
-    "count_unconfirmed",
-    "expect_room",
-    "is_known",
+    "known_person",
+    "place",
     "remember",
 ]
 
 logger = logging.getLogger(__name__)
 
-# In seconds, for both.
+# In seconds, for all of them.
 PERIOD = 60
 MOST_IN_A_BROWSER = 30
-MOST_UNCONFIRMED = 300
+# Above the number of sign-ins that a site's servers carry out at the same moment, each of which
+# has a place until Bipsync answers.
+MOST_UNCONFIRMED = 600
+MOST_UNCONFIRMED_OF_A_PERSON = 30
 
 _COOKIE = "bipsync_pace"
 _KNOWN = "bipsync_known"
 _KNOWN_FOR = 365 * 86_400
+_DIGITS = 32
 _SALT = "bipsync_django.limits"
 _SALT_OF_KNOWN = "bipsync_django.limits.known"
 
@@ -69,11 +77,12 @@ def count_start(request: HttpRequest, response: HttpResponseBase, *, secure: boo
     )
 
 
-def remember(response: HttpResponseBase, *, secure: bool) -> None:
-    """Let the browser say from now on that somebody has signed in with it, and nothing else."""
+def remember(response: HttpResponseBase, user: AbstractBaseUser, *, secure: bool) -> None:
+    """Let the browser say from now on that ``user`` has signed in with it, without naming them."""
+    person = salted_hmac(_SALT_OF_KNOWN, str(user.pk), algorithm="sha256").hexdigest()
     response.set_cookie(
         _name_of_known(secure=secure),
-        signing.dumps(1, salt=_SALT_OF_KNOWN),
+        signing.dumps(person[:_DIGITS], salt=_SALT_OF_KNOWN),
         max_age=_KNOWN_FOR,
         path="/",
         secure=secure,
@@ -82,55 +91,90 @@ def remember(response: HttpResponseBase, *, secure: bool) -> None:
     )
 
 
-def is_known(request: HttpRequest, *, secure: bool) -> bool:
-    """Return whether somebody has signed in with this browser within a year."""
+def known_person(request: HttpRequest, *, secure: bool) -> str | None:
+    """Return a pseudonym of the last person who signed in with this browser within a year."""
     cookie = request.COOKIES.get(_name_of_known(secure=secure), "")
     try:
-        return bool(signing.loads(cookie, salt=_SALT_OF_KNOWN, max_age=_KNOWN_FOR))
+        person = signing.loads(cookie, salt=_SALT_OF_KNOWN, max_age=_KNOWN_FOR)
     except signing.BadSignature:
-        return False
+        return None
+    return person if isinstance(person, str) else None
 
 
-def expect_room(tenant: Tenant, *, known: bool) -> None:
-    """Raise ``SignInRefused`` while ``tenant`` has had too many unconfirmed sign-ins.
+@contextmanager
+def place(tenant: Tenant, person: str | None) -> Iterator[None]:
+    """Hold one of the places for sign-ins at ``tenant`` while Bipsync is asked to confirm one.
 
-    ``known`` is what ``is_known`` says of the browser.
+    It is given back unless the block raises ``TokenEndpointError``: then it stays taken until the
+    minute is over. Taken before the call, so that many at once cannot pass the bound. ``person``
+    is what ``known_person`` says of the browser; it has places of its own.
+
+    Raises ``SignInRefused`` when there is none left. A cache that fails limits nobody.
     """
-    key = _key(tenant, known=known)
-    count = despite_errors(lambda: cache.get(key, 0), 0, "sign-ins are not limited")
-    if isinstance(count, int) and count >= MOST_UNCONFIRMED:
+    key = _key(tenant, person)
+    most = MOST_UNCONFIRMED if person is None else MOST_UNCONFIRMED_OF_A_PERSON
+    taken = despite_errors(lambda: _take(key), 0, "sign-ins are not limited")
+    if taken > most:
+        _give_back(key)
+        _report(tenant, person, key, most)
         raise SignInRefused(
             "too_many",
-            f"Bipsync did not confirm {count} sign-ins at {tenant.slug} within {PERIOD} seconds. "
-            "No more are tried until the minute is over.",
+            f"Bipsync did not confirm {most} sign-ins of {_whose(person)} at {tenant.slug} within "
+            f"{PERIOD} seconds. No more are tried until the minute is over.",
         )
-
-
-def count_unconfirmed(tenant: Tenant, *, known: bool) -> None:
-    """Count a sign-in at ``tenant`` for which Bipsync was asked in vain."""
-    key = _key(tenant, known=known)
-    count = despite_errors(lambda: _raise(key), 0, "a sign-in is not counted")
-    if count == MOST_UNCONFIRMED:
-        logger.error(
-            "Bipsync did not confirm %s sign-ins at %s within a minute. Until it is over, people "
-            "who have %s signed in here are turned away.",
-            count,
-            tenant.slug,
-            "already" if known else "never",
-        )
-
-
-def _raise(key: str) -> int:
     try:
-        return 1 if cache.add(key, 1, timeout=2 * PERIOD) else cache.incr(key)
-    except ValueError:  # it ran out between the two
+        yield
+    except TokenEndpointError:
+        raise
+    except BaseException:
+        _give_back(key, taken)
+        raise
+    _give_back(key, taken)
+
+
+def _take(key: str) -> int:
+    """Return how many places are taken, with this one; 0 for a cache that forgets at once."""
+    cache.add(key, 0, timeout=2 * PERIOD)
+    try:
+        return cache.incr(key)
+    except ValueError:
         return 0
 
 
-def _key(tenant: Tenant, *, known: bool) -> str:
-    """Each minute has a key of its own, so that nobody has to take anything back."""
+def _give_back(key: str, taken: int = 1) -> None:
+    if taken:
+        despite_errors(lambda: _put_back(key), None, "a place for a sign-in is not given back")
+
+
+def _put_back(key: str) -> None:
+    # ValueError: the cache has dropped the count, with this place in it.
+    with suppress(ValueError):
+        cache.decr(key)
+
+
+def _report(tenant: Tenant, person: str | None, key: str, most: int) -> None:
+    """Log that a bound was reached, once for each minute."""
+    told = f"{key}:told"
+    if not despite_errors(lambda: cache.add(told, 1, timeout=2 * PERIOD), True, "said once more"):
+        return
+    logger.log(
+        logging.ERROR if person is None else logging.WARNING,
+        "Bipsync did not confirm %s sign-ins of %s at %s within a minute. Until it is over, no "
+        "more of these are tried.",
+        most,
+        _whose(person),
+        tenant.slug,
+    )
+
+
+def _whose(person: str | None) -> str:
+    return "one person" if person is not None else "people who have never signed in here"
+
+
+def _key(tenant: Tenant, person: str | None) -> str:
+    """Each minute has a key of its own, so that no count has to be reset."""
     minute = math.floor(time.time() / PERIOD)
-    return f"bipsync_django.unconfirmed:{tenant.slug}:{'known' if known else 'new'}:{minute}"
+    return f"bipsync_django.unconfirmed:{tenant.slug}:{person or 'new'}:{minute}"
 
 
 def _name_of_known(*, secure: bool) -> str:

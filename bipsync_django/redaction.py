@@ -44,12 +44,31 @@ _SECRETS = (
     re.compile(r"(?i)(?<=\bBearer )[^\s'\",]+"),
 )
 _BASIC = re.compile(r"(?i)(\bauthorization\b['\"]?\s*[:=,]\s*b?['\"]?basic\s+)[^\s'\"]+")
-_QUOTE = r"\\?['\"]|%22"
-# In an address, a form, JSON, or the repr of a dict or of a list of pairs.
+# As they are, escaped once or more by JSON, or percent-encoded once or more. Counted, because each
+# number of them is a mark of its own to look for the end of.
+_QUOTE = r"\\{0,7}['\"]|%(?:25){0,3}2[27]"
+_ENCODED = r"%(?:25){0,3}"
+# One in brackets that holds no others of its kind.
+_GROUP = r"\[[^\[\]]*+\]|\([^()]*+\)|\{[^{}]*+\}"
+
+
+def _quoted(name: str) -> str:
+    """Return a pattern for a value in quotes, up to the same quote unescaped.
+
+    Atomic: where more has to follow and does not, no later quote is tried.
+    """
+    return rf"(?>b?(?P<{name}>{_QUOTE}).*?(?<!\\)(?P={name}))"
+
+
+# In an address, a form, JSON, or the repr of a dict, of lists in one, or of a list of pairs.
 _NAMED = re.compile(
-    rf"(?is)(?P<before>\b|%3F|%26|%22)(?P<name>{_NAMES})"
-    rf"(?P<between>(?:{_QUOTE})?\s*(?:=|:|%3D|%3A)\s*b?|(?:{_QUOTE})\s*,\s*b?)"
-    rf"(?:(?P<quote>{_QUOTE}).*?(?P=quote)|(?:{_QUOTE})?[^\s&'\",;)}}\]]+)"
+    rf"(?is)(?P<before>\b|{_ENCODED}[0-9a-f]{{2}})(?P<name>{_NAMES})"
+    rf"(?P<between>(?:{_QUOTE})?\s*(?:=|:|{_ENCODED}3[DA])\s*|(?:{_QUOTE})\s*,\s*)"
+    rf"(?:{_quoted('quote')}"
+    rf"|[\[(]\s*{_quoted('first')}(?:\s*,\s*{_quoted('later')})*+\s*,?\s*[\])]"
+    # Unquoted, or in quotes that never end. A closing bracket belongs to a value that goes on.
+    rf"|(?:(?:[\[(]\s*)?b?(?:{_QUOTE}))?"
+    rf"(?:{_GROUP}|[^\s&'\",;)}}\]])+(?:[)}}\]]+\w[^\s&'\",;)}}\]]*)*+)"
 )
 
 
@@ -58,11 +77,12 @@ def redact(text: str) -> str:
 
     It takes time in proportion to the text, whatever that is: visitors write some of it.
     """
+    # First, while its brackets are those of the text.
+    text = _NAMED.sub(_without_value, text)
     text = _JWT.sub(lambda found: REDACTED if found[1] else found[0], text)
     for pattern in _SECRETS:
         text = pattern.sub(REDACTED, text)
-    text = _BASIC.sub(rf"\g<1>{REDACTED}", text)
-    return _NAMED.sub(_without_value, text)
+    return _BASIC.sub(rf"\g<1>{REDACTED}", text)
 
 
 def _without_value(found: re.Match[str]) -> str:

@@ -24,11 +24,12 @@ from django.urls import reverse
 from django.utils.decorators import method_decorator
 from django.utils.encoding import escape_uri_path
 from django.views.decorators.cache import never_cache
+from django.views.decorators.clickjacking import xframe_options_deny
 from django.views.decorators.csrf import csrf_protect
 from django.views.decorators.debug import sensitive_variables
 from django.views.generic import View
 
-from . import error_reports, flow, lifecycle, limits, returns, scopes, sessions
+from . import confirmation, error_reports, flow, lifecycle, limits, returns, scopes, sessions
 from .conf import Tenant, get_settings, get_tenant
 from .decorators import outside_transactions
 from .durable import database
@@ -38,8 +39,8 @@ from .exceptions import (
     KeysUnavailable,
     ProviderMisconfigured,
     RetryLater,
+    SecretUnreadable,
     SignInRefused,
-    TokenEndpointError,
     TokenRefused,
 )
 from .failures import login_url, refuse, refuse_program, wants_page
@@ -51,6 +52,7 @@ from .users import SignIn, account_name
 __all__ = [
     "CONNECT_SERVICE",
     "CallbackView",
+    "ConfirmConnectionView",
     "ConnectView",
     "ConnectionView",
     "DisconnectView",
@@ -184,6 +186,10 @@ class CallbackView(_SignInView):
             response = HttpResponseRedirect(_destination(request, trip))
             flow.end(request, response, trip.state)
             return response
+        if trip.purpose == flow.CONNECT:
+            waiting = self._hold(trip, found, claims, pair)
+            if waiting is not None:
+                return self._ask_to_confirm(trip, waiting)
         user, token = self._sign_in(trip, found, claims, pair)
         if not user.is_active:
             # Created so, to be switched on by somebody: the next request would not know them.
@@ -194,7 +200,7 @@ class CallbackView(_SignInView):
                 _log_in(request, user, token)
             returns.note_return(request, trip, destination)
         response = HttpResponseRedirect(destination)
-        limits.remember(response, secure=flow.is_https(request))
+        limits.remember(response, user, secure=flow.is_https(request))
         flow.end(request, response, trip.state)
         return response
 
@@ -283,8 +289,11 @@ class CallbackView(_SignInView):
     def _redeem(self, trip: flow.Trip, code: str) -> tuple[Claims, TokenPair, Tenant]:
         try:
             tenant = get_tenant(trip.tenant)
-            limits.expect_room(tenant, known=self._is_known())
-            pair = self._exchange(trip, tenant, code)
+            person = limits.known_person(self.request, secure=flow.is_https(self.request))
+            with limits.place(tenant, person):
+                pair = exchange_code(
+                    tenant, code=code, verifier=trip.verifier, redirect_uri=trip.redirect_uri
+                )
             claims = validate_access_token(pair.access_token, tenant, from_provider=True)
         except GrantDead as error:
             raise SignInRefused("code_refused", str(error)) from error
@@ -296,19 +305,6 @@ class CallbackView(_SignInView):
             raise SignInRefused("token_refused", str(error)) from error
         return claims, pair, tenant
 
-    def _is_known(self) -> bool:
-        return limits.is_known(self.request, secure=flow.is_https(self.request))
-
-    @sensitive_variables()
-    def _exchange(self, trip: flow.Trip, tenant: Tenant, code: str) -> TokenPair:
-        try:
-            return exchange_code(
-                tenant, code=code, verifier=trip.verifier, redirect_uri=trip.redirect_uri
-            )
-        except TokenEndpointError:
-            limits.count_unconfirmed(tenant, known=self._is_known())
-            raise
-
     @sensitive_variables()
     def _sign_in(
         self, trip: flow.Trip, tenant: Tenant, claims: Claims, pair: TokenPair
@@ -319,20 +315,14 @@ class CallbackView(_SignInView):
 
         def resolve_user(row: BipsyncToken) -> AbstractBaseUser:
             known = row.user
-            if trip.user and not is_connecting and (known is None or str(known.pk) != trip.user):
+            if trip.user and (known is None or str(known.pk) != trip.user):
                 raise SignInRefused(
                     "other_account",
                     f"The trip was begun for the user with primary key {trip.user}, and the "
                     f"Bipsync account belongs to {'nobody' if known is None else known.pk}.",
                 )
             person = _person_here(self.request) if is_connecting else None
-            user = authenticate(self.request, bipsync=SignIn(tenant, claims, row, person))
-            if user is None:
-                raise SignInRefused(
-                    "misconfigured",
-                    "No backend took the sign-in: add bipsync_django.backends.BipsyncBackend to "
-                    "AUTHENTICATION_BACKENDS.",
-                )
+            user = _user_of(self.request, SignIn(tenant, claims, row, person))
             signed_in.append(user if is_connecting else _as_django_finds_them(user))
             return user
 
@@ -348,6 +338,33 @@ class CallbackView(_SignInView):
         return signed_in[0], token
 
     @sensitive_variables()
+    def _hold(
+        self, trip: flow.Trip, tenant: Tenant, claims: Claims, pair: TokenPair
+    ) -> BipsyncToken | None:
+        with _storing():
+            person = _person_here(self.request)
+            return lifecycle.hold_connection(
+                tenant, claims, pair, scopes=trip.scopes, person=person
+            )
+
+    def _ask_to_confirm(self, trip: flow.Trip, waiting: BipsyncToken) -> HttpResponse:
+        """Show whose account came back, before it is joined to the person who is signed in."""
+        reference = confirmation.new_reference()
+        url = reverse("bipsync:confirm_connection", kwargs={"reference": reference})
+        response = HttpResponseRedirect(url)
+        confirmation.remember(
+            self.request,
+            response,
+            reference,
+            token=waiting.pk,
+            generation=waiting.generation,
+            user=trip.user,
+            next_url=trip.next,
+        )
+        flow.end(self.request, response, trip.state)
+        return response
+
+    @sensitive_variables()
     def _authorise(self, trip: flow.Trip, tenant: Tenant, claims: Claims, pair: TokenPair) -> None:
         with _storing():
             person: Any = _person_here(self.request)
@@ -357,7 +374,7 @@ class CallbackView(_SignInView):
 
 
 @method_decorator(login_required, name="get")
-@method_decorator(csrf_protect, name="dispatch")
+@method_decorator([csrf_protect, xframe_options_deny], name="dispatch")
 class ConnectView(_SignInView):
     """``connect/`` and ``connect/<tenant>/``: join a Bipsync account to who is signed in.
 
@@ -396,6 +413,106 @@ class ConnectView(_SignInView):
 
     def retry_url(self, request: HttpRequest, reason: str) -> str:
         return _connect_url(self.next_url(request), self.kwargs.get("tenant"))
+
+
+@method_decorator([login_required, csrf_protect, xframe_options_deny], name="dispatch")
+class ConfirmConnectionView(_SignInView):
+    """``connect/confirm/<reference>/``: whose Bipsync account came back, and a button to join it.
+
+    ``ConnectView`` begins at a button, and yet the browser may be signed in at Bipsync as anybody.
+    """
+
+    http_method_names = ["get", "head", "post", "options"]
+    referrer_policy = "same-origin"
+
+    def get(self, request: HttpRequest, reference: str) -> HttpResponse:
+        waiting, row = self._find(reference)
+        if self._is_done(row):
+            return HttpResponseRedirect(_next_or_home(request, waiting.next))
+        claims, tenant = self._read(row)
+        context = {
+            "account": account_name(tenant, claims),
+            "name": tenant.name,
+            "web_url": tenant.web_url,
+            "scopes": scopes.describe(row.scope_set),
+        }
+        return render(request, "bipsync_django/confirm_connection.html", context)
+
+    def post(self, request: HttpRequest, reference: str) -> HttpResponse:
+        waiting, row = self._find(reference)
+        decision = request.POST.get("do")
+        if decision == "connect":
+            expect_own_person(request)
+            if not self._is_done(row):
+                self._connect(row)
+            response = HttpResponseRedirect(_next_or_home(request, waiting.next))
+            person: Any = request.user
+            limits.remember(response, person, secure=flow.is_https(request))
+        elif decision == "discard":
+            with _storing():
+                lifecycle.discard(row, actor=_person_here(request))
+            response = HttpResponseRedirect(_connect_url(waiting.next, row.tenant))
+        else:
+            return self.get(request, reference)
+        confirmation.forget(request, response, reference)
+        return response
+
+    def retry_url(self, request: HttpRequest, reason: str) -> str:
+        waiting = confirmation.find(request, self.kwargs["reference"])
+        if reason in {"other_person", "impersonation"} or waiting is None:
+            return _home()
+        if reason in {"unavailable", "storage_unavailable"}:
+            return request.path
+        return _connect_url(flow.safe_next(request, waiting.next), None)
+
+    def _find(self, reference: str) -> tuple[confirmation.Waiting, BipsyncToken]:
+        """Return what this browser was asked about, as it is now. Raises ``SignInRefused``."""
+        waiting = confirmation.find(self.request, reference)
+        if waiting is None:
+            raise SignInRefused("not_waiting", "The browser has nothing to confirm by this name.")
+        if waiting.user != str(self.request.user.pk):
+            raise SignInRefused("other_person", "The session is by now another person's.")
+        with _storing():
+            row = lifecycle.connection_at(waiting.token, waiting.generation)
+        if row is None or not (self._is_done(row) or lifecycle.may_be_confirmed(row)):
+            raise SignInRefused("not_waiting", "The pair has changed, or waited too long.")
+        return waiting, row
+
+    def _is_done(self, row: BipsyncToken) -> bool:
+        """Whether the button was pressed before, as a double click does."""
+        is_theirs = row.user_id is not None and row.user_id == self.request.user.pk
+        return is_theirs and row.status == BipsyncToken.Status.ACTIVE
+
+    @sensitive_variables()
+    def _read(self, row: BipsyncToken) -> tuple[Claims, Tenant]:
+        """Return the claims of the pair that waits. Raises ``SignInRefused``."""
+        try:
+            with _storing():
+                tenant = get_tenant(row.tenant)
+                claims = lifecycle.claims_of(row)
+        except KeysUnavailable as error:
+            raise SignInRefused("unavailable", str(error)) from error
+        except TokenRefused as error:
+            raise SignInRefused("token_refused", str(error)) from error
+        except SecretUnreadable as error:
+            raise SignInRefused("misconfigured", str(error)) from error
+        self.account, self.web_url = account_name(tenant, claims), tenant.web_url
+        return claims, tenant
+
+    @sensitive_variables()
+    def _connect(self, seen: BipsyncToken) -> None:
+        claims, tenant = self._read(seen)
+
+        def resolve_user(row: BipsyncToken) -> AbstractBaseUser:
+            person = _person_here(self.request)
+            return _user_of(self.request, SignIn(tenant, claims, row, person))
+
+        with _storing():
+            if lifecycle.confirm_connection(seen, claims, resolve_user=resolve_user) is None:
+                # Pressed twice at the same moment, or decided on in another tab.
+                now = lifecycle.connection_at(seen.pk, seen.generation)
+                if now is None or not self._is_done(now):
+                    raise SignInRefused("not_waiting", "The pair has changed meanwhile.")
 
 
 @method_decorator([never_cache, login_required], name="dispatch")
@@ -460,6 +577,13 @@ class LogoutView(auth_views.LogoutView):
 
     http_method_names = ["post", "options"]
     template_name = "bipsync_django/signed_out.html"
+
+    def get_redirect_url(self, *args: Any) -> str:
+        # Django 6 may pass the request.
+        url: str = super().get_redirect_url(*args)
+        # Django does not know that a browser speaks https where only REDIRECT_URI says so.
+        hosts = self.get_success_url_allowed_hosts()
+        return url if url and flow.stays_on(self.request, url, hosts) else ""
 
     def get_default_redirect_url(self) -> str:
         url: str = super().get_default_redirect_url()
@@ -601,6 +725,18 @@ def _person_here(request: HttpRequest) -> AbstractBaseUser:
     return person
 
 
+def _user_of(request: HttpRequest, sign_in: SignIn) -> AbstractBaseUser:
+    """Ask the site's policy whose user this is. Raises ``SignInRefused``."""
+    user = authenticate(request, bipsync=sign_in)
+    if user is None:
+        raise SignInRefused(
+            "misconfigured",
+            "No backend took the sign-in: add bipsync_django.backends.BipsyncBackend to "
+            "AUTHENTICATION_BACKENDS.",
+        )
+    return user
+
+
 def _is_script(request: HttpRequest) -> bool:
     """Whether a script asks, and not a browser or a person with curl, who take anything."""
     takes_anything = "*/*" in request.headers.get("Accept", "")
@@ -619,7 +755,11 @@ def _forget_query(request: HttpRequest) -> None:
 
 
 def _destination(request: HttpRequest, trip: flow.Trip) -> str:
-    return flow.safe_next(request, trip.next) or _home()
+    return _next_or_home(request, trip.next)
+
+
+def _next_or_home(request: HttpRequest, next_url: str) -> str:
+    return flow.safe_next(request, next_url) or _home()
 
 
 def _home() -> str:

@@ -92,6 +92,14 @@ def way_to_bipsync(response: Any) -> str:
     return url
 
 
+def answer_confirmation(browser: Browser, response: Any, do: str = "connect") -> Any:
+    """Press a button of the page that ``response`` leads to: whose Bipsync account is it?."""
+    assert response.status_code == 302, response.content
+    url = str(response["Location"])
+    assert url.startswith("/bipsync/connect/confirm/")
+    return browser.post(url, {"do": do}, secure=True)
+
+
 def visible_text(page: str) -> str:
     """What a person reads of a page, title included."""
     page = re.sub(r"(?s)<style.*?</style>", "", page)

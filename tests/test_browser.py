@@ -453,6 +453,8 @@ def test_an_account_is_connected_by_a_button_under_a_strict_policy(
     page.get_by_role("button", name="Connect my Bipsync account").click()
     page.get_by_label("Grace Hopper").check()
     page.get_by_role("button", name="Allow").click()
+    expect(page.locator(".bipsync-account")).to_contain_text("Grace Hopper · grace@acme.example")
+    page.get_by_role("button", name="Connect this account").click()
     expect(page.locator("body")).to_have_text("Hello boss")
     assert BipsyncToken.objects.get().user == User.objects.get()
     page.goto(f"{portal}/bipsync/connect/")

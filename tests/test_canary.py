@@ -38,7 +38,7 @@ from bipsync_django.models import BipsyncToken, TokenEvent
 from bipsync_django.signals import token_refreshed
 from bipsync_django.testing import SimulatedBipsync
 from tests import databases, urls
-from tests.browser import CALLBACK, LOGIN, Browser, way_to_bipsync
+from tests.browser import CALLBACK, LOGIN, Browser, answer_confirmation, way_to_bipsync
 from tests.databases import for_child, on
 from tests.grants import expire, reload
 from tests.test_redaction import FAILURES
@@ -234,7 +234,11 @@ def _connect(journey: Journey) -> None:
     person.force_login(User.objects.create_superuser("root", "root@portal.example", "r"))
     left = person.post("/bipsync/connect/", secure=True)
     callback = journey.bipsync.approve(way_to_bipsync(left), user="grace@acme.example")
-    journey.page(person.open(callback))
+    back = person.open(callback)
+    journey.page(back)
+    journey.mark()
+    journey.page(person.open(back["Location"]))
+    journey.page(answer_confirmation(person, back))
     rows = BipsyncToken.objects.all()
     admin = "/admin/bipsync_django/bipsynctoken/"
     pages = ["", "?q=def50200", "?q=eyJ", *(f"{row.pk}/change/" for row in rows)]

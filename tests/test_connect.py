@@ -12,6 +12,7 @@ from bipsync_django.testing import SimulatedBipsync
 from tests.browser import (
     LOGOUT,
     Browser,
+    answer_confirmation,
     at_the_same_moment,
     links,
     signed_in,
@@ -44,6 +45,11 @@ def begin(browser: Browser, next_url: str = "") -> str:
     return way_to_bipsync(browser.post(f"{CONNECT}{query}", secure=True))
 
 
+def connect(browser: Browser, callback: str) -> Any:
+    """Come back from Bipsync, and press the button."""
+    return answer_confirmation(browser, browser.open(callback))
+
+
 def reason_of(response: Any) -> str:
     page: str = response.content.decode()
     return page.partition('data-reason="')[2].partition('"')[0]
@@ -57,7 +63,7 @@ def test_a_superuser_connects_and_signs_in_with_bipsync_from_then_on(
 ) -> None:
     browser = with_password(local)
     session = browser.cookies["sessionid"].value
-    response = browser.open(bipsync.approve(begin(browser, "/reports/")))
+    response = connect(browser, bipsync.approve(begin(browser, "/reports/")))
     assert (response.status_code, response["Location"]) == (302, "/reports/")
     token = BipsyncToken.objects.get()
     assert (token.user, token.status) == (local, Status.ACTIVE)
@@ -82,7 +88,7 @@ def test_it_is_told_apart_from_a_sign_in(local: User, bipsync: SimulatedBipsync)
         getattr(signals, name).connect(receiver)
     try:
         browser = with_password(local)
-        browser.open(bipsync.approve(begin(browser)))
+        connect(browser, bipsync.approve(begin(browser)))
     finally:
         for name, receiver in receivers.items():
             getattr(signals, name).disconnect(receiver)
@@ -96,18 +102,20 @@ def test_a_session_with_a_password_outlives_the_connection(
 ) -> None:
     settings.BIPSYNC = {**settings.BIPSYNC, "SESSION_CHECK_INTERVAL": 0}
     browser = with_password(local)
-    browser.open(bipsync.approve(begin(browser)))
+    connect(browser, bipsync.approve(begin(browser)))
     lifecycle.disconnect(BipsyncToken.objects.get())
     assert browser.get("/", secure=True).status_code == 200
 
 
 def test_connecting_again_renews_the_connection(local: User, bipsync: SimulatedBipsync) -> None:
     browser = with_password(local)
+    connect(browser, bipsync.approve(begin(browser)))
     for generation in (1, 3):
-        browser.open(bipsync.approve(begin(browser)))
         token = BipsyncToken.objects.get()
         assert (token.user, token.status, token.generation) == (local, Status.ACTIVE, generation)
         lifecycle.disconnect(token)
+        # It is theirs: nothing new is joined, and nobody is asked.
+        assert browser.open(bipsync.approve(begin(browser)))["Location"] == "/"
 
 
 def test_the_page_says_who_is_connected_to_what(local: User, bipsync: SimulatedBipsync) -> None:
@@ -116,7 +124,7 @@ def test_the_page_says_who_is_connected_to_what(local: User, bipsync: SimulatedB
     assert "You are signed in here as boss" in page
     assert "Connect my Bipsync account" in page
     assert "already" not in page
-    browser.open(bipsync.approve(begin(browser)))
+    connect(browser, bipsync.approve(begin(browser)))
     page = visible_text(browser.get(CONNECT, secure=True).content.decode())
     assert "you are connected already" in page
 
@@ -172,7 +180,16 @@ def test_our_own_form_begins_it(local: User, bipsync: SimulatedBipsync) -> None:
         secure=True,
         headers={"referer": f"https://testserver{CONNECT}"},
     )
-    assert browser.open(bipsync.approve(way_to_bipsync(response))).status_code == 302
+    back = browser.open(bipsync.approve(way_to_bipsync(response)))
+    page = browser.open(back["Location"]).content.decode()
+    token = page.partition('name="csrfmiddlewaretoken" value="')[2].partition('"')[0]
+    response = browser.post(
+        back["Location"],
+        {"csrfmiddlewaretoken": token, "do": "connect"},
+        secure=True,
+        headers={"referer": f"https://testserver{back['Location']}"},
+    )
+    assert response.status_code == 302
     assert BipsyncToken.objects.get().user == local
 
 
@@ -193,7 +210,7 @@ def test_an_account_that_belongs_to_somebody_else_is_refused(
 
 def test_a_second_account_is_refused(local: User, bipsync: SimulatedBipsync) -> None:
     browser = with_password(local)
-    browser.open(bipsync.approve(begin(browser)))
+    connect(browser, bipsync.approve(begin(browser)))
     for status in (Status.ACTIVE, Status.NEEDS_SIGN_IN, Status.DISCONNECTED):
         BipsyncToken.objects.update(status=status)
         before = BipsyncToken.objects.values().get()
@@ -208,8 +225,14 @@ def test_two_accounts_at_the_same_moment_become_one(
     browser = with_password(local)
     callbacks = [bipsync.approve(begin(browser), user=person) for person in (ADA, GRACE)]
     twins = [browser.twin(), browser.twin()]
-    answers = at_the_same_moment(
+    backs = at_the_same_moment(
         *[lambda b=b, c=c: b.open(c) for b, c in zip(twins, callbacks, strict=True)]
+    )
+    answers = at_the_same_moment(
+        *[
+            lambda twin=twin, back=back: answer_confirmation(twin, back)
+            for twin, back in zip(twins, backs, strict=True)
+        ]
     )
     assert sorted(answer.status_code for answer in answers) == [302, 403]
     assert BipsyncToken.objects.for_user(local).count() == 1
@@ -267,4 +290,12 @@ def test_many_connections_of_one_person_at_once_leave_one_row(
     twins = [browser.twin() for _ in callbacks]
     answers = at_once(4, lambda number: twins[number].open(callbacks[number]))
     assert [getattr(answer, "status_code", answer) for answer in answers] == [302] * 4
+    assert BipsyncToken.objects.get().user is None
+    pages = [answer["Location"] for answer in answers]  # type: ignore[index]
+    pressed = [
+        twin.post(page, {"do": "connect"}, secure=True).status_code
+        for twin, page in zip(twins, pages, strict=True)
+    ]
+    # The last pair that came is the only one that waits.
+    assert sorted(pressed) == [302, 409, 409, 409]
     assert BipsyncToken.objects.get().user == local

@@ -23,7 +23,7 @@ from bipsync_django.backends import BipsyncBackend
 from bipsync_django.conf import get_tenant
 from bipsync_django.models import BipsyncToken, SpentState
 from bipsync_django.testing import SimulatedBipsync
-from tests.browser import CALLBACK, LOGIN, Browser, at_the_same_moment, signed_in
+from tests.browser import CALLBACK, LOGIN, LOGOUT, Browser, at_the_same_moment, signed_in
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -697,6 +697,26 @@ def test_behind_a_proxy_the_redirect_uri_says_that_the_browser_speaks_https(
     victim.cookies[cookie.key.removeprefix("__Host-")] = cookie.value
     assert victim.get(f"{callback.path}?{callback.query}").status_code == 400
     assert client.get(f"{callback.path}?{callback.query}").status_code == 302
+
+
+def test_behind_a_proxy_no_next_leads_back_to_plain_http(
+    bipsync: SimulatedBipsync, settings: Any
+) -> None:
+    settings.BIPSYNC = {**settings.BIPSYNC, "REDIRECT_URI": f"https://testserver{CALLBACK}"}
+    client = Browser()
+    for scheme, kept in (("http", False), ("https", True)):
+        page = f"{scheme}://testserver/reports/"
+        started = client.get(LOGIN, {"next": page})
+        callback = urlsplit(bipsync.approve(started["Location"]))
+        answer = client.get(f"{callback.path}?{callback.query}")
+        assert answer["Location"] == (page if kept else "/")
+        connect = client.get("/bipsync/connect/", {"next": page}).content.decode()
+        assert (quote(page, safe="") in connect) is kept
+        json_answer = client.get(LOGIN, headers={"accept": "application/json", "referer": page})
+        assert (quote(page, safe="") in json_answer.json()["sign_in_url"]) is kept
+        gone = client.post(LOGOUT, {"next": page})
+        assert gone.status_code == (302 if kept else 200)
+        assert gone.get("Location") == (page if kept else None)
 
 
 @pytest.mark.parametrize(("behind", "status"), [(50, 302), (70, 400)])

@@ -7,7 +7,7 @@ from django.contrib.auth.models import User
 from playwright.sync_api import Browser, Page, expect
 
 from bipsync_django import lifecycle
-from bipsync_django.models import BipsyncToken
+from bipsync_django.models import BipsyncToken, TokenEvent
 from bipsync_django.testing import SimulatedBipsync
 from tests.grants import expire
 from tests.portal import allow, choose, log_in, shoot, violations
@@ -75,11 +75,66 @@ def test_who_came_with_a_password_stays_signed_in_when_they_disconnect(
     page.get_by_role("link", name="Connect my Bipsync account").click()
     page.get_by_role("button", name="Connect my Bipsync account").click()
     allow(page, "Grace Hopper")
+    page.get_by_role("button", name="Connect this account").click()
     expect(page).to_have_url(f"{portal}{CONNECTION}")
     page.get_by_role("link", name="Disconnect…").click()
     page.get_by_role("button", name="Disconnect").click()
     page.get_by_role("link", name="Continue").click()
     expect(page.locator(".bipsync-message")).to_contain_text("not connected")
+
+
+def test_a_person_reads_whose_account_it_is_before_it_is_joined(
+    page: Page, portal: str, bipsync: SimulatedBipsync
+) -> None:
+    log_in(page, portal, User.objects.create_user("zoe"))
+    page.goto("/bipsync/connect/?next=/greeting/")
+    page.get_by_role("button", name="Connect my Bipsync account").click()
+    allow(page, "Grace Hopper")
+    content = page.locator(".bipsync-message")
+    expect(page.get_by_role("heading")).to_have_text("Is this your Bipsync account?")
+    expect(content).to_contain_text("you are signed in as Grace Hopper · grace@acme.example")
+    expect(content).to_contain_text("You are signed in here as zoe.")
+    expect(content).to_contain_text("See who works here: names and e-mail addresses")
+    for word in ("OAuth", "token", "scope", "grant", "refresh", "users:read"):
+        assert word not in content.inner_text()
+    for width in (360, 1280):
+        page.set_viewport_size({"width": width, "height": 800})
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        for scheme in ("dark", "light"):
+            page.emulate_media(color_scheme=scheme)
+            shoot(page, f"confirm-connection-{width}-{scheme}")
+    assert violations(page) == []
+    shoot(page, "confirm-connection")
+    lost = BipsyncToken.objects.get().unseal("refresh_token")
+    page.keyboard.press("Tab")
+    focused = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
+    assert focused != "none"
+    page.get_by_role("button", name="Not this one").click()
+    expect(page).to_have_url(f"{portal}/bipsync/connect/acme/?next=%2Fgreeting%2F")
+    assert BipsyncToken.objects.get().user is None
+    assert lost is not None
+    assert not bipsync.is_alive(lost)
+    page.get_by_role("button", name="Connect my Bipsync account").click()
+    allow(page, "Ada Lovelace")
+    expect(content).to_contain_text("Ada Lovelace · ada@acme.example")
+    page.get_by_role("button", name="Connect this account").click()
+    expect(page.locator("body")).to_have_text("Hello zoe")
+    row = BipsyncToken.objects.get(user=User.objects.get())
+    assert row.claims["email"] == "ada@acme.example"
+
+
+def test_a_button_that_is_pressed_twice_connects_once(
+    page: Page, portal: str, bipsync: SimulatedBipsync
+) -> None:
+    log_in(page, portal, User.objects.create_user("zoe"))
+    page.goto("/bipsync/connect/?next=/greeting/")
+    page.get_by_role("button", name="Connect my Bipsync account").click()
+    allow(page, "Grace Hopper")
+    page.get_by_role("button", name="Connect this account").dblclick()
+    expect(page.locator("body")).to_have_text("Hello zoe")
+    assert TokenEvent.objects.filter(name="connected").count() == 1
+    page.go_back()
+    expect(page.locator("body")).to_contain_text("There is nothing to confirm any more")
 
 
 def test_a_connection_that_has_ended_is_renewed_from_any_page(

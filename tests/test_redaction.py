@@ -2,13 +2,14 @@
 
 import dataclasses
 import importlib
+import json
 import logging
 import re
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl, quote, urlsplit
 
 import pytest
 from django.contrib.auth.models import AnonymousUser
@@ -445,6 +446,11 @@ def test_notes_and_groups_of_errors_are_redacted(records: list[str]) -> None:
         "authorization:" * 15_000,
         "code" * 50_000,
         "code = " * 30_000,
+        "'code': [" * 20_000,
+        "code=['code=['," * 13_000,
+        "code=[[]" * 20_000,
+        "code={(" * 25_000,
+        "".join("code=" + "\\" * (number % 200) + "'" for number in range(2_000)),
     ],
     ids=lambda text: text[:20],
 )
@@ -474,6 +480,43 @@ def test_a_secret_is_redacted_to_its_end_however_it_is_written(text: str) -> Non
             closed = text != "code='{}"
             assert ("rest" not in said) or (not closed and ";" in secret), said
             assert "Zx9" not in said
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        (f"access_token={JWT}", "access_token=#"),
+        (f"[access_token={JWT}]", "[access_token=#]"),
+        (f"access_token=[{JWT}]", "access_token=#"),
+        (f"{{'access_token': '{JWT}'}}", "{'access_token': '#'}"),
+        (
+            "<QueryDict: {'code': ['opaque'], 'state': ['opaque', 'opaque']}>",
+            "<QueryDict: {'code': #, 'state': #}>",
+        ),
+        ("{'code': [b'opa]que'], 'x': [1]}", "{'code': #, 'x': [1]}"),
+        ("{'code': ('opaque',), 'x': 1}", "{'code': #, 'x': 1}"),
+        ("{'code': {'value': 'opaque'}, 'x': 1}", "{'code': #, 'x': 1}"),
+        ("[('code', 'opaque'), ('x', 'y')]", "[('code', '#'), ('x', 'y')]"),
+        ("('code', ['opaque', 'opaque'])", "('code', #)"),
+        ("call(code=opaque)[0]", "call(code=#)[0]"),
+        ("[code=opaque]", "[code=#]"),
+        ("client_secret=opa]que and more", "client_secret=# and more"),
+        ("client_secret=opa[]que", "client_secret=#"),
+        ('{"client_secret": "opa\\"que", "x": 1}', '{"client_secret": "#", "x": 1}'),
+        (json.dumps({"x": json.dumps({"code": 'o"paque'})}), r'{"x": "{\"code\": \"#\"}"}'),
+        ("code=['opaque", "code=#"),
+        ("?code=opaque&x=1", "?code=#&x=1"),
+        ("next=%2F%3Fcode%3Dopaque", "next=%2F%3Fcode%3D#"),
+        ("next%3D%252F%253Fcode%253Dopaque", "next%3D%252F%253Fcode%253D#"),
+        (quote("{'code': 'opaque'}"), "%7B%27code%27%3A#"),
+        (quote(quote('{"code": ["opaque"]}')), "%257B%2522code%2522%253A#"),
+        ("code=[redacted]", "code=#"),
+    ],
+)
+def test_the_brackets_around_a_secret_stay_in_pairs(text: str, shown: str) -> None:
+    shown = shown.replace("#", redaction.REDACTED)
+    assert redaction.redact(text) == shown
+    assert redaction.redact(shown) == shown
 
 
 def test_a_message_that_cannot_be_put_together_is_not_shown_and_stops_nobody(

@@ -22,7 +22,7 @@ from bipsync_django.lifecycle import Outcome
 from bipsync_django.models import BipsyncToken, TokenEvent
 from bipsync_django.oauth.claims import validate_access_token
 from bipsync_django.testing import SimulatedBipsync, SimulatedUser
-from tests.browser import Browser, signed_in, way_to_bipsync
+from tests.browser import Browser, answer_confirmation, signed_in, way_to_bipsync
 from tests.databases import on_servers
 from tests.grants import expire, reload
 
@@ -62,7 +62,8 @@ def connect(browser: Browser, bipsync: SimulatedBipsync, user: str) -> Any:
     answer = browser.post("/bipsync/connect/", secure=True)
     if answer.status_code == 302:
         return answer
-    return browser.open(bipsync.approve(way_to_bipsync(answer), user=user))
+    back = browser.open(bipsync.approve(way_to_bipsync(answer), user=user))
+    return answer_confirmation(browser, back)
 
 
 # --- sessions that are over

@@ -14,7 +14,14 @@ from bipsync_django.exceptions import ConfigurationError, SignInRequired, TokenR
 from bipsync_django.models import BipsyncToken, SpentState
 from bipsync_django.oauth.claims import validate_access_token
 from bipsync_django.testing import Answer, SimulatedBipsync
-from tests.browser import LOGIN, Browser, links, visible_text, way_to_bipsync
+from tests.browser import (
+    LOGIN,
+    Browser,
+    answer_confirmation,
+    links,
+    visible_text,
+    way_to_bipsync,
+)
 from tests.grants import expire
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -166,7 +173,8 @@ def test_one_person_connected_at_two_tenants_calls_each_with_its_own_token(
 ) -> None:
     browser = sign_in_at(acme)
     begun = way_to_bipsync(browser.post("/bipsync/connect/globex/", secure=True))
-    assert browser.open(globex.approve(begun, user="grace@acme.example")).status_code == 302
+    back = browser.open(globex.approve(begun, user="grace@acme.example"))
+    assert answer_confirmation(browser, back).status_code == 302
     user = User.objects.get()
     for slug, bipsync in (("acme", acme), ("globex", globex)):
         with api_session(user, tenant=slug) as session:

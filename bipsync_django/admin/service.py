@@ -114,13 +114,13 @@ def _decide(model_admin: _ModelAdmin, request: HttpRequest) -> None:
     )
     person: Any = request.user
     confirms = request.POST.get("do") == "confirm"
-    if row is None or (confirms and not lifecycle.confirm_service(row, actor=person)):
+    decide = lifecycle.confirm_service if confirms else lifecycle.discard
+    if row is None or not decide(row, actor=person):
         messages.warning(request, _("That has changed meanwhile. Nothing was done."))
         return
     if confirms:
         messages.success(request, _("%(account)s is in use from now on.") % {"account": row.owner})
         model_admin.log_change(request, row, _("Confirmed as service account"))
     else:
-        lifecycle.disconnect(row, actor=person)
         messages.success(request, _("%(account)s was thrown away.") % {"account": row.owner})
         model_admin.log_change(request, row, _("Thrown away as service account"))

@@ -6,30 +6,48 @@ guarded by the generation that was sent and never by the lease: an owner whose l
 Bipsync was slow still holds the only live pair.
 
 ``use`` and ``background`` are the two who want a refresh, ``protocol`` carries one out,
-``validation`` looks at what came, ``changes`` is what people do, ``service`` is the account of the
-site itself, ``encryption`` changes keys, and all of them work on ``rows``.
+``validation`` looks at what came, ``changes`` is what people do, ``connect`` joins an account to
+who is signed in, ``service`` is the account of the site itself, and both let a pair wait
+(``waiting``). ``encryption`` changes keys, and all of them work on ``rows``.
 """
 
 from .background import TAKEN_FOR, Outcome, refresh_asked, refresh_if_due, take_due
-from .changes import disconnect, end_sessions, link, sign_in, spend_abandoned, unlink
+from .changes import (
+    discard,
+    disconnect,
+    end_sessions,
+    link,
+    sign_in,
+    spend_abandoned,
+    unlink,
+)
+from .connect import claims_of, confirm_connection, connection_at, hold_connection, may_be_confirmed
 from .encryption import KeySurvey, is_on_old_key, reencrypt, survey_keys
 from .rows import Identity
-from .service import authorise_service, confirm_service, prune_unconfirmed
+from .service import authorise_service, confirm_service
 from .use import access_token, grant_of, refresh, replace_refused, retry, service_grant_of
+from .waiting import CONFIRMED_WITHIN, prune_unconfirmed
 
 __all__ = [
+    "CONFIRMED_WITHIN",
     "TAKEN_FOR",
     "Identity",
     "KeySurvey",
     "Outcome",
     "access_token",
     "authorise_service",
+    "claims_of",
+    "confirm_connection",
     "confirm_service",
+    "connection_at",
+    "discard",
     "disconnect",
     "end_sessions",
     "grant_of",
+    "hold_connection",
     "is_on_old_key",
     "link",
+    "may_be_confirmed",
     "prune_unconfirmed",
     "reencrypt",
     "refresh",

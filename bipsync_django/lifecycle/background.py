@@ -108,6 +108,8 @@ def _refresh(row: BipsyncToken) -> BipsyncToken:
 
 
 def _reason(error: BipsyncError, row: BipsyncToken) -> str:
+    if row.status == Status.UNCONFIRMED:
+        return row.status
     if isinstance(error, SignInRequired):
         return "inactive" if not may_be_used(row) else row.last_error or row.status
     if isinstance(error, SecretUnreadable):

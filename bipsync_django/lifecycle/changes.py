@@ -44,8 +44,10 @@ from .rows import (
 )
 
 __all__ = [
+    "discard",
     "disconnect",
     "end_sessions",
+    "is_service",
     "link",
     "lock",
     "note_replaced",
@@ -91,7 +93,7 @@ def sign_in(
     works = _prove_wider(tenant, claims.subject, names)
     with transaction.atomic(using=database()):
         row = lock(tenant, claims.subject)
-        if _is_service(tenant, claims.subject):
+        if is_service(tenant, claims.subject):
             raise SignInRefused("service_account", "The account is a service account here.")
         user = resolve_user(row)
         note_replaced(row)
@@ -141,7 +143,7 @@ def link(
     """
     with transaction.atomic(using=database()):
         row = lock(tenant, subject)
-        if _is_service(tenant, subject):
+        if is_service(tenant, subject):
             raise LinkRefused("The Bipsync account is a service account of this site.")
         if row.user_id == user.pk:
             return False
@@ -151,6 +153,8 @@ def link(
             if not replace:
                 raise LinkRefused(f"{user} has the Bipsync account {other.subject} already.")
             unlink(other, actor=actor)
+        # Whose it is has been decided: nobody confirms a pair that waits for that.
+        discard(row, actor=actor)
         try:
             Identity.of(row).rows().update(user_id=user.pk)
         except IntegrityError as error:
@@ -208,11 +212,23 @@ def disconnect(
         send(signals.disconnected, row)
 
 
+def discard(token: BipsyncToken, *, actor: AbstractBaseUser | None = None) -> bool:
+    """Give up the pair that waits for confirmation in ``token``, as ``disconnect`` does.
+
+    Returns whether it still waited: one that was confirmed or replaced meanwhile is left alone.
+    """
+    return _give_up(token, actor, status=Status.UNCONFIRMED, generation=token.generation)
+
+
 @sensitive_variables()
 def _give_up(
-    token: BipsyncToken, actor: AbstractBaseUser | None, *, end_at_bipsync: bool = True
+    token: BipsyncToken,
+    actor: AbstractBaseUser | None,
+    *,
+    end_at_bipsync: bool = True,
+    **expected: Any,
 ) -> bool:
-    before = _erase(Identity.of(token), end_at_bipsync=end_at_bipsync)
+    before = _erase(Identity.of(token), end_at_bipsync=end_at_bipsync, **expected)
     if before is None:
         return False
     record(read(token), Event.DISCONNECTED, actor=actor)
@@ -226,8 +242,11 @@ def _is_leased(row: BipsyncToken) -> bool:
     return bool(getattr(row, "is_leased", False))
 
 
-def _erase(identity: Identity, *, end_at_bipsync: bool) -> BipsyncToken | None:
-    """Erase the row's pair and return the row as it was, or ``None`` when there was nothing."""
+def _erase(identity: Identity, *, end_at_bipsync: bool, **expected: Any) -> BipsyncToken | None:
+    """Erase the row's pair and return the row as it was, or ``None`` when there was nothing.
+
+    ``expected`` are columns that the row has to have for that.
+    """
     is_leased = ExpressionWrapper(
         Q(lease_until__isnull=False) & Q(lease_until__gt=DatabaseNow()),
         output_field=BooleanField(),
@@ -236,12 +255,17 @@ def _erase(identity: Identity, *, end_at_bipsync: bool) -> BipsyncToken | None:
         row = whole().annotate(is_leased=is_leased).filter(pk=identity.pk).first()
         if row is None:
             return None
-        identity.require(row)
+        identity.require_account(row)
         if row.status == Status.DISCONNECTED:
             return None
+        if any(getattr(row, name) != value for name, value in expected.items()):
+            return None
+        identity.require(row)
         keeps = end_at_bipsync and _is_leased(row)
         # As it was read: who was about to send the refresh token must not be missed.
-        as_read = identity.rows().filter(generation=row.generation, lease_id=row.lease_id)
+        as_read = identity.rows().filter(
+            generation=row.generation, lease_id=row.lease_id, status=row.status
+        )
         if as_read.update(
             access_token=None,
             # Its owner may send it, or be dead. spend_abandoned knows when the lease has run out.
@@ -356,7 +380,8 @@ def _prove_wider(tenant: Tenant, subject: str, names: str) -> bool:
     return True
 
 
-def _is_service(tenant: Tenant, subject: str) -> bool:
+def is_service(tenant: Tenant, subject: str) -> bool:
+    """Return whether the Bipsync account is one that the site uses for itself, or may soon."""
     services = tokens().filter(tenant=tenant.slug, kind=Kind.SERVICE, subject=subject)
     return services.exclude(status=Status.DISCONNECTED).exists()
 

@@ -1,17 +1,16 @@
 """The account that the site itself uses: authorised by somebody, used once it is confirmed.
 
-Whoever is sent to Bipsync may be signed in there as themselves. So what comes back is stored
-beside what is in use, and nothing uses it until a person has read whose account it is.
+The person who is sent to Bipsync may be signed in there as themselves. So the pair that comes back
+waits beside the one in use until a person has read whose account it is.
 """
 
 from collections.abc import Iterable
-from datetime import timedelta
 
 from django.contrib.auth.models import AbstractBaseUser
 from django.db import transaction
 from django.utils import timezone
 
-from .. import breaker, policy
+from .. import breaker
 from ..conf import Tenant
 from ..durable import database
 from ..events import count, record
@@ -20,11 +19,10 @@ from ..models import BipsyncToken, TokenEvent
 from ..oauth.claims import Claims
 from ..oauth.client import TokenPair
 from .changes import disconnect, lock, note_replaced
-from .rows import Identity, granted, kept_claims, pair_values, read, tokens
+from .rows import Identity, read, tokens
+from .waiting import in_use, is_waiting, new_grant, waiting
 
-__all__ = ["authorise_service", "confirm_service", "prune_unconfirmed"]
-
-CONFIRMED_WITHIN = timedelta(hours=1)
+__all__ = ["authorise_service", "confirm_service"]
 
 Status = BipsyncToken.Status
 Kind = BipsyncToken.Kind
@@ -54,19 +52,11 @@ def authorise_service(
         _expect_nobody(row)
         note_replaced(row)
         is_confirmed = row.signed_in_at is not None and row.status != Status.DISCONNECTED
-        values = {
-            "refresh_token": None,
-            **pair_values(row, pair),
-            "client_id": tenant.client_id,
-            "generation": row.generation + 1,
-            "validated_generation": row.generation + 1,
-            "scopes": granted(claims, scopes),
-            "claims": kept_claims(claims),
-        }
+        values = new_grant(row, tenant, claims, pair, scopes)
         if is_confirmed:
             values["signed_in_at"] = timezone.now()
         else:
-            values |= {"status": Status.UNCONFIRMED, "next_refresh_at": None, "signed_in_at": None}
+            values |= {**waiting(), "signed_in_at": None}
         Identity.of(row).rows().update(**values)
         row = read(row)
         record(row, Event.AUTHORISED, actor=actor)
@@ -82,7 +72,6 @@ def confirm_service(token: BipsyncToken, *, actor: AbstractBaseUser) -> bool:
     ``SignInRefused`` when the account is a person's by now.
     """
     with transaction.atomic(using=database()):
-        now = timezone.now()
         row = read(token)
         _expect_nobody(row)
         seen = (
@@ -90,24 +79,13 @@ def confirm_service(token: BipsyncToken, *, actor: AbstractBaseUser) -> bool:
             .rows()
             .filter(kind=Kind.SERVICE, status=Status.UNCONFIRMED, generation=token.generation)
         )
-        due = now
-        if row.obtained_at is not None and row.access_expires_at is not None:
-            lifetime = row.access_expires_at - row.obtained_at
-            due = policy.next_refresh(row.obtained_at, lifetime) or due
-        if not seen.update(status=Status.ACTIVE, signed_in_at=now, next_refresh_at=due):
+        if not is_waiting(row) or not seen.update(**in_use(row)):
             return False
         record(row, Event.CONFIRMED, actor=actor)
     others = tokens().filter(tenant=row.tenant, kind=Kind.SERVICE).exclude(pk=row.pk)
     for other in others.exclude(status__in=[Status.DISCONNECTED, Status.UNCONFIRMED]):
         disconnect(other, actor=actor)
     return True
-
-
-def prune_unconfirmed() -> None:
-    """Throw away what nobody has confirmed within an hour."""
-    late = timezone.now() - CONFIRMED_WITHIN
-    for row in tokens().filter(status=Status.UNCONFIRMED, obtained_at__lt=late):
-        disconnect(row)
 
 
 def _expect_nobody(row: BipsyncToken) -> None:

@@ -135,7 +135,7 @@ def service_grant_of(tenant: Tenant) -> BipsyncToken | None:
 def _is_alive(row: BipsyncToken) -> bool:
     """Whether the access token itself still works, whatever became of the grant."""
     return (
-        row.status != Status.DISCONNECTED
+        row.status not in {Status.DISCONNECTED, Status.UNCONFIRMED}
         and row.access_token is not None
         and row.access_expires_at is not None
         and row.access_expires_at > timezone.now()

@@ -17,8 +17,6 @@ from bipsync_django.models import BipsyncToken, GivenFlag, TokenEvent
 from bipsync_django.testing import SimulatedBipsync, SimulatedUser
 from tests.browser import Browser
 
-pytestmark = pytest.mark.django_db(transaction=True)
-
 NEW = "(new)"
 NORA = "68b993fa85d14160d5030301"
 MAIL = "nora@acme.example"
@@ -283,7 +281,7 @@ def reason_of(response: Any) -> str:
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
-def test_who_comes_in(case: Case, bipsync: SimulatedBipsync, settings: Any) -> None:
+def test_who_comes_in(case: Case, rolled_back_database: str, bipsync: SimulatedBipsync, settings: Any) -> None:
     set_up(case)
     settings.BIPSYNC = {**settings.BIPSYNC, **case.policy}
     before = {user.username: user for user in User.objects.all()}

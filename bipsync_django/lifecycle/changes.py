@@ -279,7 +279,8 @@ def _prove_wider(tenant: Tenant, subject: str, names: str) -> bool:
     """
     person = {"tenant": tenant.slug, "kind": BipsyncToken.Kind.PERSON, "subject": subject}
     row = tokens().select_related("user").filter(**person).first()
-    if row is None or not _is_wider(row, tenant, names):
+    # A collation that ignores case may have found another person's.
+    if row is None or row.subject != subject or not _is_wider(row, tenant, names):
         return False
     try:
         obtain(row, row.generation, lambda row: True, wait=True)
@@ -292,7 +293,8 @@ def _prove_wider(tenant: Tenant, subject: str, names: str) -> bool:
 
 def _is_service(tenant: Tenant, subject: str) -> bool:
     services = tokens().filter(tenant=tenant.slug, kind=Kind.SERVICE, subject=subject)
-    return services.exclude(status=Status.DISCONNECTED).exists()
+    found = services.exclude(status=Status.DISCONNECTED).values_list("subject", flat=True)
+    return subject in set(found)
 
 
 def lock(tenant: Tenant, subject: str, kind: BipsyncToken.Kind = Kind.PERSON) -> BipsyncToken:

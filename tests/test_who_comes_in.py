@@ -407,7 +407,9 @@ def reason_of(response: Any) -> str:
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
-def test_who_comes_in(case: Case, rolled_back_database: str, bipsync: SimulatedBipsync, settings: Any) -> None:
+def test_who_comes_in(
+    case: Case, rolled_back_database: str, bipsync: SimulatedBipsync, settings: Any
+) -> None:
     set_up(case)
     login = configure(case, settings, bipsync)
     before = {user.username: user for user in User.objects.all()}

@@ -4,15 +4,40 @@ from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-
     dependencies = [
-        ('bipsync_django', '0004_panel'),
+        ("bipsync_django", "0004_panel"),
     ]
 
     operations = [
         migrations.AlterField(
-            model_name='tokenevent',
-            name='name',
-            field=models.CharField(choices=[('signed_in', 'signed in'), ('connected', 'connected by the person'), ('linked', 'linked to a user'), ('matched', 'joined to an existing user by a rule'), ('unlinked', 'no longer linked to a user'), ('right_given', 'right given'), ('right_taken', 'right taken back'), ('authorised', 'service account authorised'), ('confirmed', 'service account confirmed'), ('refresh_asked', 'refresh asked for'), ('not_refreshed', 'not refreshed'), ('refresh_failed', 'refresh failed'), ('needs_sign_in', 'needs sign-in'), ('disconnected', 'disconnected'), ('left_valid', 'the last tokens stay valid at Bipsync until they expire'), ('revived', 'works again'), ('discarded', 'a late answer was not needed'), ('quarantined', 'token held back'), ('sessions_ended', 'sessions ended'), ('breaker_opened', 'calls held back'), ('breaker_closed', 'calls go on')], max_length=32, verbose_name='event'),
+            model_name="tokenevent",
+            name="name",
+            field=models.CharField(
+                choices=[
+                    ("signed_in", "signed in"),
+                    ("connected", "connected by the person"),
+                    ("linked", "linked to a user"),
+                    ("matched", "joined to an existing user by a rule"),
+                    ("unlinked", "no longer linked to a user"),
+                    ("right_given", "right given"),
+                    ("right_taken", "right taken back"),
+                    ("authorised", "service account authorised"),
+                    ("confirmed", "service account confirmed"),
+                    ("refresh_asked", "refresh asked for"),
+                    ("not_refreshed", "not refreshed"),
+                    ("refresh_failed", "refresh failed"),
+                    ("needs_sign_in", "needs sign-in"),
+                    ("disconnected", "disconnected"),
+                    ("left_valid", "the last tokens stay valid at Bipsync until they expire"),
+                    ("revived", "works again"),
+                    ("discarded", "a late answer was not needed"),
+                    ("quarantined", "token held back"),
+                    ("sessions_ended", "sessions ended"),
+                    ("breaker_opened", "calls held back"),
+                    ("breaker_closed", "calls go on"),
+                ],
+                max_length=32,
+                verbose_name="event",
+            ),
         ),
     ]

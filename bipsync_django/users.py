@@ -522,7 +522,7 @@ def _is_like_break_glass(name: object) -> bool:
     return str(name).casefold() in {reserved.casefold() for reserved in break_glass_users()}
 
 
-def _expect_no_break_glass_name(user: AbstractBaseUser) -> None:
+def _expect_no_break_glass_name(user: Any) -> None:
     """Raise ``_ReservedName`` if the database finds ``user`` under a break-glass name.
 
     Collations of MariaDB and MySQL ignore accents, and each has a list of its own.

@@ -46,7 +46,7 @@ def person(subject: str = NORA, **claims: Any) -> SimulatedUser:
     return SimulatedUser(subject, "Nora Noon", "Nora", "Noon", MAIL, extra=claims)
 
 
-VERIFIED = {"email": MAIL, "email_verified": True}
+VERIFIED: dict[str, Any] = {"email": MAIL, "email_verified": True}
 
 
 def come(bipsync: SimulatedBipsync, user: SimulatedUser, tenant: str = "") -> tuple[Browser, str]:

@@ -224,7 +224,8 @@ class UserPolicy:
             user = self.create_user(tenant, claims)
             rights.apply(sign_in.token, user, tenant, claims)
             return user
-        _expect_active(user)
+        if not user.is_active:
+            raise SignInRefused("inactive", f"The user with primary key {user.pk} is inactive.")
         self.apply_claims(sign_in.token, user, tenant, claims)
         return user
 
@@ -283,7 +284,6 @@ class UserPolicy:
             return None
         is_vouched = isinstance(found, Vouched)
         user = _locked_user(found.user if isinstance(found, Vouched) else found)
-        _expect_active(user)
         if not is_vouched:
             _expect_never_unlinked(sign_in.token)
             _expect_nothing_to_lose(user)
@@ -469,11 +469,6 @@ def _locked_user(found: object) -> AbstractBaseUser:
             "misconfigured", "find_user() or USER_RESOLVER returned a user who is not stored."
         )
     return user
-
-
-def _expect_active(user: AbstractBaseUser) -> None:
-    if not user.is_active:
-        raise SignInRefused("inactive", f"The user with primary key {user.pk} is inactive.")
 
 
 def _expect_never_unlinked(token: BipsyncToken) -> None:

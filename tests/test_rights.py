@@ -319,6 +319,7 @@ def test_a_group_is_named_to_the_letter_and_flags_are_taken_all_the_same(
     user = refresh(bipsync, teams=["research"])
     assert (user.is_staff, user.groups.exists()) == (False, False)
     assert f"{name!r}, which does not exist" in caplog.text
+    assert "could not be applied" not in caplog.text
     user = sign_in(bipsync, teams=["research"], roles=["admin"])
     assert (user.is_staff, user.groups.exists()) == (True, False)
     lifecycle.unlink(BipsyncToken.objects.get())

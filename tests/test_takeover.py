@@ -19,6 +19,7 @@ from bipsync_django.models import BipsyncToken, TokenEvent
 from bipsync_django.testing import SimulatedBipsync, SimulatedUser
 from tests.browser import CALLBACK, LOGIN, Browser, signed_in
 from tests.documentation import block, run
+from tests.grants import expire
 
 pytestmark = pytest.mark.usefixtures("rolled_back_database")
 
@@ -173,6 +174,15 @@ def test_nobody_keeps_the_owner_of_an_address_out(
     assert come(bipsync, person(**VERIFIED), "acme")[1] == nora.username
 
 
+def test_an_address_that_is_not_trusted_is_no_username(
+    bipsync: SimulatedBipsync, settings: Any
+) -> None:
+    """Which would be taken when the address's owner comes."""
+    configure(settings, **MATCH, CLAIMS={"username": "email"})
+    assert come(bipsync, person(MALLORY, email=MAIL))[1] == "nora.noon"
+    assert come(bipsync, person(**VERIFIED))[1] == MAIL
+
+
 def test_nobody_takes_the_username_of_an_addresss_owner(
     bipsync: SimulatedBipsync, settings: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -247,24 +257,24 @@ def test_a_group_that_another_tenant_owns_stays_at_unlinking(
 # --- the examples of the documentation, word for word
 
 
+def documented(name: str, settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Use an example of the documentation."""
+    module = ModuleType("documented_rules")
+    monkeypatch.setitem(sys.modules, "documented_rules", module)
+    if name.startswith("find_"):
+        code = block("linking.md", "def find_in_directory")
+        if name != "find_in_directory":
+            code += block("linking.md", f"def {name}")
+        vars(module).update(run(code, __name__="documented_rules"))
+        configure(settings, USER_RESOLVER=f"documented_rules.{name}")
+        return
+    vars(module).update(run(block("people.md", f"class {name}(")))
+    settings.AUTHENTICATION_BACKENDS = [f"documented_rules.{name}", MODEL_BACKEND]
+
+
 @pytest.fixture
 def example(settings: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Use an example of the documentation."""
-
-    def use(name: str) -> None:
-        module = ModuleType("documented_rules")
-        monkeypatch.setitem(sys.modules, "documented_rules", module)
-        if name.startswith("find_"):
-            code = block("linking.md", "def find_in_directory")
-            if name != "find_in_directory":
-                code += block("linking.md", f"def {name}")
-            vars(module).update(run(code, __name__="documented_rules"))
-            configure(settings, USER_RESOLVER=f"documented_rules.{name}")
-            return
-        vars(module).update(run(block("people.md", f"class {name}(")))
-        settings.AUTHENTICATION_BACKENDS = [f"documented_rules.{name}", MODEL_BACKEND]
-
-    return use
+    return lambda name: documented(name, settings, monkeypatch)
 
 
 NUMBER: dict[str, Any] = {"personnel_number": "k4711", "personnel_number_verified": True}
@@ -387,10 +397,7 @@ def test_the_example_of_reset_access_revokes_what_else_leads_in(
     for name in ("rest_framework", "rest_framework.authtoken"):
         monkeypatch.setitem(sys.modules, name, ModuleType(name))
     monkeypatch.setitem(sys.modules, "rest_framework.authtoken.models", models)
-    module = ModuleType("documented_rules")
-    vars(module).update(run(block("people.md", "class WithoutOldTokens(")))
-    monkeypatch.setitem(sys.modules, "documented_rules", module)
-    settings.AUTHENTICATION_BACKENDS = ["documented_rules.WithoutOldTokens"]
+    documented("WithoutOldTokens", settings, monkeypatch)
     configure(settings, **MATCH)
     user = User.objects.create_user("nora", MAIL, "secret")
     come(bipsync, person(**VERIFIED))
@@ -467,6 +474,7 @@ def test_a_subject_that_only_differs_in_case_is_not_taken_for_another(
     signed_in(bipsync, person(MALLORY))
     token = BipsyncToken.objects.get(subject=MALLORY)
     BipsyncToken.objects.filter(pk=token.pk).update(scopes="a b users:read")
+    expire(token)
     before = bipsync.calls["refresh"]
     come(bipsync, person(MALLORY.upper()))
     assert bipsync.calls["refresh"] == before

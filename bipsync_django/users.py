@@ -200,6 +200,8 @@ class UserPolicy:
     def field_values(self, tenant: Tenant, claims: Claims) -> dict[str, Any]:
         """Return user field → value by ``CLAIMS``: only what is present and fits its field."""
         sources: dict[str, ClaimSource | None] = {**DEFAULT_CLAIMS, **tenant.claims}
+        if _email_field() in sources:
+            sources[_email_field()] = _email_source(tenant)
         values = {}
         for name, source in sources.items():
             field = _field(name)
@@ -347,7 +349,10 @@ def _email_field() -> str:
 
 
 def _email_source(tenant: Tenant) -> ClaimSource | None:
-    return tenant.claims.get(_email_field(), "email")
+    """Return the claim of the e-mail field: by default the one that people are matched by."""
+    match = get_settings().match_users_by
+    usual = match.claim if match is not None and match.tenant == tenant.slug else "email"
+    return tenant.claims.get(_email_field(), usual)
 
 
 def _expect_allowed_domain(tenant: Tenant, claims: Claims) -> None:

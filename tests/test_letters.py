@@ -67,7 +67,7 @@ def test_an_address_with_a_letter_like_it_is_another_address(
     assert not BipsyncToken.objects.filter(user=ours).exists()
 
 
-def test_nobody_is_created_under_a_name_that_the_database_takes_for_a_break_glass_name(
+def test_nobody_gets_a_name_that_passes_for_a_break_glass_name(
     bipsync: SimulatedBipsync, settings: Any
 ) -> None:
     configure(settings, CLAIMS={"username": "login"}, BREAK_GLASS_USERS=["mongo"])

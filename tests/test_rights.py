@@ -353,7 +353,7 @@ def test_a_rule_that_fails_keeps_no_other_from_being_applied(
 
 
 @pytest.mark.parametrize("flag", ["is_staff", "is_superuser"])
-def test_a_flag_that_cannot_be_changed_keeps_no_other_rule_from_being_applied(
+def test_a_flag_that_fails_keeps_no_other_rule_from_being_applied(
     bipsync: SimulatedBipsync, settings: Any, monkeypatch: pytest.MonkeyPatch, flag: str
 ) -> None:
     configure(settings, **STAFF, **GROUPS, SUPERUSER={"roles": ["admin"]})

@@ -95,7 +95,7 @@ def test_nobody_waits_in_the_account_of_somebody_else(
     assert (event.reason, event.actor, event.subject) == ("access_reset", mallory, NORA)
 
 
-def test_who_comes_back_keeps_the_password_that_they_have_since(
+def test_a_person_who_comes_back_keeps_their_new_password(
     bipsync: SimulatedBipsync, settings: Any
 ) -> None:
     configure(settings, **MATCH)
@@ -183,7 +183,7 @@ def test_an_address_that_is_not_trusted_is_no_username(
     assert come(bipsync, person(**VERIFIED))[1] == MAIL
 
 
-def test_nobody_takes_the_username_of_an_addresss_owner(
+def test_nobody_takes_the_address_that_another_is_known_by(
     bipsync: SimulatedBipsync, settings: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As where people are known by their address: ``tests/custom_user`` has such a model."""
@@ -220,7 +220,7 @@ def test_an_unlinked_account_is_joined_by_no_rule_again(
     assert come(bipsync, person(**VERIFIED))[1] == "nora"
 
 
-def test_an_account_that_its_person_disconnected_before_is_joined_by_no_rule_either(
+def test_a_disconnected_and_unlinked_account_is_joined_by_no_rule(
     bipsync: SimulatedBipsync, settings: Any
 ) -> None:
     configure(settings, **MATCH)
@@ -344,7 +344,7 @@ def test_the_examples_that_find_people_find_nobody_else(
 
 
 @each_example
-def test_the_examples_that_find_people_take_over_no_administrator_unless_they_vouch(
+def test_the_examples_join_administrators_only_if_they_vouch(
     bipsync: SimulatedBipsync,
     example: Callable[[str], None],
     name: str,
@@ -360,7 +360,7 @@ def test_the_examples_that_find_people_take_over_no_administrator_unless_they_vo
 
 
 @pytest.mark.parametrize(("name", "there", "claims"), EXAMPLES[:2], ids=["address", "number"])
-def test_a_user_whom_somebody_registered_in_anothers_name_is_of_no_use_to_them(
+def test_a_user_registered_in_anothers_name_is_of_no_use(
     bipsync: SimulatedBipsync,
     example: Callable[[str], None],
     name: str,
@@ -434,7 +434,7 @@ class CaseInsensitive(ModelBackend):
         return user if user is not None and user.check_password(password) else None
 
 
-def test_a_backend_that_finds_somebody_else_by_a_break_glass_name_signs_nobody_in(
+def test_a_backend_that_looks_names_up_loosely_signs_nobody_in(
     settings: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     configure(settings, **SSO_ONLY)
@@ -455,7 +455,7 @@ def test_a_backend_that_finds_somebody_else_by_a_break_glass_name_signs_nobody_i
 
 
 @pytest.mark.parametrize("name", ALIKE)
-def test_nobody_is_created_under_a_name_that_passes_for_a_break_glass_name(
+def test_nobody_gets_a_name_that_is_like_a_break_glass_name(
     bipsync: SimulatedBipsync, settings: Any, name: str
 ) -> None:
     configure(settings, CLAIMS={"username": "login"}, BREAK_GLASS_USERS=["emergency"])

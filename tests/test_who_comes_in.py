@@ -203,9 +203,11 @@ CASES = [
          "work": {"mail": "boss@acme.example"}}, email=""),
     Case("nor from a callable", {**MATCH, "CLAIMS": {"email": lambda claims: "b@acme.example"}},
          claims=VERIFIED, email=""),
-    Case("whoever comes back gets none either", MAPPED, (There("nora", "old@acme.example",
+    Case("a person who comes back gets none either", MAPPED, (There("nora", "old@acme.example",
          **KNOWN),), {**VERIFIED, "work": {"mail": "boss@acme.example"}}, "nora",
          email="old@acme.example"),
+    Case("the matched claim fills the field by itself", ELSEWHERE, claims={"email":
+         "x@acme.example", "work": {"mail": MAIL}}, email=MAIL),
     Case("the matched claim may be another one", {**ELSEWHERE, "CLAIMS": {"email": "work.mail"}},
          claims={"work": {"mail": MAIL}}, email=MAIL),
     Case("an unverified address is no username either", {**MATCH, "CLAIMS": {"username": "email"}},
@@ -287,6 +289,9 @@ CASES = [
          "CLAIMS": {"email": "work.mail"}}, claims={"email": "x@evil.test",
          "work": {"mail": MAIL}}),
 
+    Case("so does the one that people are matched by", {**DOMAINS, **ELSEWHERE},
+         claims={"email": MAIL, "work": {"mail": "x@evil.test"}}, outcome="email_domain"),
+
     # --- STAFF and SUPERUSER
     Case("a claim makes staff", STAFF, claims={"roles": ["admin"]}, staff=True),
     Case("one of several does", STAFF, claims={"roles": ["guest", "it"]}, staff=True),
@@ -321,7 +326,7 @@ CASES = [
     Case("in capitals neither", {"CLAIMS": {"username": "login"},
          "BREAK_GLASS_USERS": ["emergency"]}, claims={"login": "EMERGENCY"},
          outcome="account_exists"),
-    Case("who is written like a break-glass user is none", {**STAFF, "BREAK_GLASS_USERS":
+    Case("a user who is written like a break-glass user is none", {**STAFF, "BREAK_GLASS_USERS":
          ["Nora"]}, (There("nora", **KNOWN),), {"roles": "it"}, "nora", staff=True),
 
     # --- GROUPS

@@ -6,11 +6,11 @@ from typing import Any
 
 from asgiref.sync import sync_to_async
 from django.conf import settings
-from django.contrib.auth import get_user_model
+from django.contrib.auth import get_user_model, logout
 from django.contrib.auth.backends import ModelBackend
 from django.contrib.auth.models import AbstractBaseUser
 from django.contrib.auth.signals import user_logged_in
-from django.core.exceptions import PermissionDenied
+from django.core.exceptions import MultipleObjectsReturned, PermissionDenied
 from django.db import transaction
 from django.dispatch import receiver
 from django.http import HttpRequest
@@ -23,14 +23,15 @@ from .lifecycle import Identity
 from .models import BipsyncToken
 from .oauth.claims import Claims
 from .signals import token_refreshed
-from .users import SignIn, UserPolicy
+from .users import SignIn, UserPolicy, Vouched
 
 __all__ = [
     "BipsyncBackend",
     "SignIn",
+    "Vouched",
     "apply_refreshed_claims",
     "is_bipsync_backend",
-    "report_break_glass",
+    "require_break_glass",
     "site_backend",
 ]
 
@@ -43,8 +44,8 @@ class BipsyncBackend(UserPolicy, ModelBackend):
     Passwords are not looked at: keep ``ModelBackend`` in ``AUTHENTICATION_BACKENDS`` for those,
     behind this one, which with ``SSO_ONLY`` lets only ``BREAK_GLASS_USERS`` get to it.
 
-    Subclass it to override ``is_allowed``, ``find_user``, ``create_user``, ``update_user``,
-    ``impersonator`` or Django's own ``get_user``.
+    Subclass it to override ``is_allowed``, ``find_user``, ``reset_access``, ``create_user``,
+    ``update_user``, ``impersonator`` or Django's own ``get_user``.
     """
 
     def authenticate(
@@ -62,7 +63,7 @@ class BipsyncBackend(UserPolicy, ModelBackend):
         for a password that ``SSO_ONLY`` does not let through.
         """
         if bipsync is None:
-            _expect_no_password(username, password, kwargs)
+            _expect_no_password(request, username, password, kwargs)
             return None
         try:
             return self.resolve(bipsync)
@@ -82,27 +83,72 @@ class BipsyncBackend(UserPolicy, ModelBackend):
         return await sync_to_async(self.authenticate)(request, username, password, **kwargs)
 
 
+_LET_THROUGH = "_bipsync_break_glass"
+
+
 def _expect_no_password(
-    username: str | None, password: str | None, credentials: Mapping[str, Any]
+    request: HttpRequest | None,
+    username: str | None,
+    password: str | None,
+    credentials: Mapping[str, Any],
 ) -> None:
     """Raise ``PermissionDenied`` for a password that ``SSO_ONLY`` does not let through."""
     if password is None or not is_sso_only():
         return
     # Whatever a backend behind this one may take for a name has to be one of those.
     names = [name for name in (username, *credentials.values()) if name]
-    known = [isinstance(name, str) and name in break_glass_users() for name in names]
-    if not known or not all(known):
+    if not names or not all(map(_is_break_glass_name, names)):
         # As long as the others' passwords take, or the few names that may have one could be told.
         get_user_model()().set_password(password)
         raise PermissionDenied("SSO_ONLY is set: people sign in with Bipsync.")
+    if request is not None:
+        setattr(_plain(request), _LET_THROUGH, True)
+
+
+def _plain(request: HttpRequest) -> HttpRequest:
+    """Return Django's own request, which Django REST framework wraps."""
+    plain: HttpRequest = getattr(request, "_request", request)
+    return plain
+
+
+def _is_break_glass_name(name: object) -> bool:
+    """Whether ``name`` is a break-glass user's, and no other user is found by it.
+
+    A collation that ignores case or accents, or a manager that does, finds ``Émergency`` under the
+    name ``emergency``.
+    """
+    if not isinstance(name, str) or name not in break_glass_users():
+        return False
+    people: Any = get_user_model()._default_manager
+    try:
+        user = people.get_by_natural_key(name)
+    except get_user_model().DoesNotExist:
+        # A backend that looks for people in its own way is checked in require_break_glass.
+        return True
+    except MultipleObjectsReturned:
+        return False
+    return bool(user.get_username() == name)
 
 
 @receiver(user_logged_in)
-def report_break_glass(*, user: AbstractBaseUser, **kwargs: object) -> None:
-    """Log as an error that an account for emergencies is used, so that somebody asks why."""
-    is_by_bipsync = is_bipsync_backend(getattr(user, "backend", ""))
-    if is_sso_only() and not is_by_bipsync and user.get_username() in break_glass_users():
+def require_break_glass(
+    *, request: HttpRequest | None, user: AbstractBaseUser, **kwargs: object
+) -> None:
+    """Log as an error that a break-glass user signs in with a password, so that somebody asks why.
+
+    Raises ``PermissionDenied``, and ends the new session, if the password that ``SSO_ONLY`` let
+    through for a break-glass name signs in another user.
+    """
+    if not is_sso_only() or is_bipsync_backend(getattr(user, "backend", "")):
+        return
+    if user.get_username() in break_glass_users():
         logger.error("The break-glass user with primary key %s signed in.", user.pk)
+    elif request is not None and getattr(_plain(request), _LET_THROUGH, False):
+        logger.error(
+            "A break-glass name found the user with primary key %s, who has another name.", user.pk
+        )
+        logout(request)
+        raise PermissionDenied("SSO_ONLY is set: people sign in with Bipsync.")
 
 
 def site_backend() -> type[BipsyncBackend] | None:

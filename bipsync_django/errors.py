@@ -11,6 +11,7 @@ from django.utils.translation import gettext_lazy as _
 __all__ = ["ADVICE", "WORDS", "advise", "explain"]
 
 WORDS: Mapping[str, Promise] = {
+    "access_reset": _("The user's password was made unusable, and all their sessions ended."),
     "answer_lost": _("The answer to an earlier refresh was lost; the person has to sign in again."),
     "busy": _("This site was too busy to refresh; it tries again."),
     "connection_error": _("Bipsync could not be reached."),
@@ -45,6 +46,7 @@ WORDS: Mapping[str, Promise] = {
     "unauthorized_client": _("Bipsync does not allow this application to do that."),
     "unexpected_answer": _("Bipsync's answer was not understood."),
     "unsupported_grant_type": _("Bipsync does not allow this application to refresh."),
+    "vouched": _("A rule of this site vouched for it; the user's password and sessions stay."),
     "wrong_endpoint": _("There is no token endpoint at TOKEN_URL."),
 }
 

@@ -243,7 +243,7 @@ FAILURES: Mapping[str, Failure] = {
     "no_email": Failure(
         403,
         _("Your e-mail address is missing"),
-        _("Your Bipsync profile shows no e-mail address, and this site needs one."),
+        _("Bipsync names no e-mail address of yours that this site may use, and it needs one."),
         needs_administrator=True,
         shows_account=True,
     ),

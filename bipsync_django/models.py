@@ -206,6 +206,7 @@ class TokenEvent(models.Model):
         SIGNED_IN = "signed_in", _("signed in")
         CONNECTED = "connected", _("connected by the person")
         LINKED = "linked", _("linked to a user")
+        MATCHED = "matched", _("joined to an existing user by a rule")
         UNLINKED = "unlinked", _("no longer linked to a user")
         RIGHT_GIVEN = "right_given", _("right given")
         RIGHT_TAKEN = "right_taken", _("right taken back")

@@ -6,7 +6,8 @@ only that is ever taken back. Scopes give no rights: they say what this site ask
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from django.contrib.auth import get_user_model
@@ -32,13 +33,17 @@ _SCOPES = {"scope", "scopes"}
 def apply(token: BipsyncToken, user: AbstractBaseUser, tenant: Tenant, claims: Claims) -> None:
     """Give ``user`` what ``claims`` say now, and take back what they gave and no longer say.
 
-    ``token`` is the row that each change is recorded at. Whoever calls it sees to it that
-    ``claims`` are validated and that they are this user's.
+    ``token`` is the row that each change is recorded at. The caller ensures that ``claims`` are
+    validated and that they are this user's. A rule that fails is logged and undone, and the other
+    rules are applied all the same: otherwise a broken group would keep a flag from being taken.
     """
     said = {name: value for name, value in claims.claims.items() if name not in _SCOPES}
-    _apply_groups(token, user, tenant, said)
-    _apply_flag(token, user, tenant, GivenFlag.Name.STAFF, tenant.staff, said)
-    _apply_flag(token, user, tenant, GivenFlag.Name.SUPERUSER, tenant.superuser, said)
+    with _by_itself("GROUPS", user):
+        _apply_groups(token, user, tenant, said)
+    with _by_itself("STAFF", user):
+        _apply_flag(token, user, tenant, GivenFlag.Name.STAFF, tenant.staff, said)
+    with _by_itself("SUPERUSER", user):
+        _apply_flag(token, user, tenant, GivenFlag.Name.SUPERUSER, tenant.superuser, said)
 
 
 def take_back(token: BipsyncToken, user: AbstractBaseUser) -> None:
@@ -61,6 +66,15 @@ def has_field(name: str) -> bool:
     return True
 
 
+@contextmanager
+def _by_itself(rule: str, user: AbstractBaseUser) -> Iterator[None]:
+    """Log what goes wrong with one rule, and go on to the next."""
+    try:
+        yield
+    except Exception:
+        logger.exception("%s could not be applied to the user %s.", rule, user.pk)
+
+
 # --- groups
 
 
@@ -71,14 +85,13 @@ def _apply_groups(
     if not owned or not has_field("groups"):
         return
     groups: Any = user.groups  # type: ignore[attr-defined]
-    has = {group.name: group for group in groups.using(database()).filter(name__in=owned)}
+    has = _named(groups.using(database()), owned)
     # A group that another claim may stand for as well is not taken while that one is absent.
     leaving = set(has) - set(wanted) - unknown
     joining = set(wanted) - set(has)
     if not leaving and not joining:
         return
-    existing = groups.model._default_manager.using(database()).filter(name__in=joining)
-    found = {group.name: group for group in existing}
+    found = _named(groups.model._default_manager.using(database()), joining)
     for name in sorted(joining - set(found)):
         logger.error("GROUPS of %s names the group %r, which does not exist.", tenant.slug, name)
     with transaction.atomic(using=database()):
@@ -98,10 +111,19 @@ def _leave_groups(token: BipsyncToken, user: AbstractBaseUser) -> None:
         return
     groups: Any = user.groups  # type: ignore[attr-defined]
     with transaction.atomic(using=database()):
-        for group in groups.using(database()).filter(name__in=leaving):
+        for name, group in sorted(_named(groups.using(database()), leaving).items()):
             groups.remove(group)
-            detail = f"{group.name} (the account is no longer theirs)"
+            detail = f"{name} (the account is no longer theirs)"
             record(token, Event.RIGHT_TAKEN, "group", detail=detail)
+
+
+def _named(groups: Any, names: Collection[str]) -> dict[str, Any]:
+    """Return the groups that have one of ``names``, to the letter.
+
+    The collations of some databases find ``analysts`` for ``Analysts`` as well.
+    """
+    found = groups.filter(name__in=list(names))
+    return {group.name: group for group in found if group.name in names}
 
 
 def _all_groups(tenant: Tenant) -> set[str]:

@@ -16,13 +16,14 @@ from django.http import HttpRequest
 from django.utils.module_loading import import_string
 
 from . import claim_paths, rights
-from .conf import ClaimSource, Tenant, break_glass_users, get_settings
+from .conf import ClaimSource, MatchUsersBy, Tenant, break_glass_users, get_settings
 from .durable import database
+from .events import record
 from .exceptions import SignInRefused
-from .models import BipsyncToken, BipsyncTokenQuerySet
+from .models import BipsyncToken, BipsyncTokenQuerySet, TokenEvent
 from .oauth.claims import Claims
 
-__all__ = ["DEFAULT_CLAIMS", "SignIn", "UserPolicy", "account_name", "claim_value"]
+__all__ = ["DEFAULT_CLAIMS", "SignIn", "UserPolicy", "Vouched", "account_name", "claim_value"]
 
 logger = logging.getLogger(__name__)
 
@@ -90,6 +91,23 @@ class SignIn:
         return self.token.user
 
 
+@dataclass(frozen=True)
+class Vouched:
+    """An existing user, with the site's word that the person at Bipsync is this user.
+
+    ``find_user`` and ``USER_RESOLVER`` return it in place of the bare ``user``. Only so is a user
+    joined who has rights or an account at another tenant, and only so does the user keep their
+    password and sessions. Vouch only for a rule that nobody but the site's administrators can
+    influence, at Bipsync and here.
+    """
+
+    user: AbstractBaseUser
+
+
+class _ReservedName(Exception):
+    """The database takes the new username for that of a break-glass user."""
+
+
 class UserPolicy:
     """The decisions of a sign-in. Override its methods in a subclass of ``BipsyncBackend``.
 
@@ -101,14 +119,39 @@ class UserPolicy:
         """Return whether this person may come in. ``user`` is ``None`` at a first sign-in."""
         return True
 
-    def find_user(self, tenant: Tenant, claims: Claims) -> AbstractBaseUser | None:
+    def find_user(self, tenant: Tenant, claims: Claims) -> AbstractBaseUser | Vouched | None:
         """Return the existing user that a first sign-in belongs to, or ``None``.
 
         By default ``USER_RESOLVER`` is asked, then ``MATCH_USERS_BY``; both are off unless set.
-        Whoever is returned is signed in and linked for good, so match only on what Bipsync
-        vouches for.
+
+        The user that is returned is signed in and linked for good, so match only on what Bipsync
+        vouches for. A bare user is refused if they have rights or another Bipsync account, or if
+        an administrator has unlinked this account; otherwise ``reset_access`` ends their password
+        and sessions. A user in ``Vouched`` is joined as they are.
         """
         return _resolved_user(tenant, claims) or _matched_user(tenant, claims)
+
+    def reset_access(self, user: AbstractBaseUser) -> None:
+        """Close every earlier way into ``user``, whom a rule joins to a person at Bipsync.
+
+        Anybody may have made the user, with the address or the name of somebody else. The password
+        becomes unusable. With it end all sessions of the user and all links to reset the
+        password, since Django derives both from the password's hash. Override it, and call
+        ``super()``, to revoke what else leads in, such as API tokens.
+
+        Raises ``SignInRefused`` where sessions would go on, because the user model has no password
+        or its ``get_session_auth_hash()`` does not depend on it.
+        """
+        before = _session_hash(user)
+        user.set_unusable_password()
+        if not rights.has_field("password") or _session_hash(user) == before:
+            raise SignInRefused(
+                "account_exists",
+                f"The sessions of the user with primary key {user.pk} cannot be ended: "
+                "get_session_auth_hash() of the user model does not depend on the password. End "
+                "them in reset_access(), or link the two by hand (manage.py bipsync_link).",
+            )
+        user.save(update_fields=["password"])
 
     def create_user(self, tenant: Tenant, claims: Claims) -> AbstractBaseUser:
         """Create the user of a first sign-in, without a usable password and without rights."""
@@ -120,7 +163,8 @@ class UserPolicy:
             try:
                 with transaction.atomic(using=router.db_for_write(model)):
                     user.save(force_insert=True)
-            except IntegrityError:
+                    _expect_no_break_glass_name(user)
+            except (IntegrityError, _ReservedName):
                 continue
             except DataError as error:
                 raise SignInRefused(
@@ -156,14 +200,17 @@ class UserPolicy:
     def field_values(self, tenant: Tenant, claims: Claims) -> dict[str, Any]:
         """Return user field → value by ``CLAIMS``: only what is present and fits its field."""
         sources: dict[str, ClaimSource | None] = {**DEFAULT_CLAIMS, **tenant.claims}
+        if _email_field() in sources:
+            sources[_email_field()] = _email_source(tenant)
         values = {}
         for name, source in sources.items():
             field = _field(name)
             if field is None or source is None:
                 continue
             value = _fitting(field, claim_value(claims.claims, source))
-            if value is not None and not _may_keep_somebody_out(name, tenant, claims):
-                values[field.attname] = value
+            if value is None or _may_keep_somebody_out(field, value, source, tenant, claims):
+                continue
+            values[field.attname] = value
         return values
 
     def resolve(self, sign_in: SignIn) -> AbstractBaseUser:
@@ -217,8 +264,7 @@ class UserPolicy:
         """Return the user that the account belongs to, or may belong to from now on."""
         known, person = sign_in.known, sign_in.person
         if person is None:
-            # That a user has one account at each tenant is seen to where it is stored.
-            return known or self.find_user(sign_in.tenant, sign_in.claims)
+            return known or self._join_user(sign_in)
         if known is not None and known.pk != person.pk:
             raise SignInRefused(
                 "other_account", f"It belongs to the user with primary key {known.pk}."
@@ -229,6 +275,24 @@ class UserPolicy:
                 f"The user with primary key {person.pk} has another Bipsync account already.",
             )
         return person
+
+    def _join_user(self, sign_in: SignIn) -> AbstractBaseUser | None:
+        """Return the user whom a rule joins to the account from now on, if it finds one.
+
+        That a user has one account at each tenant is ensured where the account is stored.
+        """
+        found = self.find_user(sign_in.tenant, sign_in.claims)
+        if found is None:
+            return None
+        is_vouched = isinstance(found, Vouched)
+        user = _locked_user(found.user if isinstance(found, Vouched) else found)
+        if not is_vouched:
+            _expect_never_unlinked(sign_in.token)
+            _expect_nothing_to_lose(user)
+            self.reset_access(user)
+        reason = "vouched" if is_vouched else "access_reset"
+        record(sign_in.token, TokenEvent.Name.MATCHED, reason, actor=user)
+        return user
 
     def _is_taken(self, user: AbstractBaseUser, name: str, value: object) -> bool:
         model = type(user)
@@ -248,16 +312,19 @@ class UserPolicy:
         if name in values:
             candidates = [values[name]]
         elif name == email_field:
-            raise SignInRefused("no_email", "Users are known by e-mail here; the claim is absent.")
+            raise SignInRefused(
+                "no_email",
+                "Users are known by e-mail here, and no claim says an address that may be used: it "
+                "is absent, or MATCH_USERS_BY does not trust it.",
+            )
         elif isinstance(field, models.CharField):
             candidates = _invented_usernames(tenant, claims, values.get(email_field))
         else:
             candidates = [field.get_default()] if field is not None and field.has_default() else []
         lookup = f"{name}__iexact" if isinstance(field, models.CharField) else name
         users = model._default_manager
-        reserved = {name.casefold() for name in break_glass_users()}
         for candidate in candidates:
-            if str(candidate).casefold() in reserved:
+            if _is_like_break_glass(candidate):
                 continue
             if not users.filter(**{lookup: candidate}).exists():
                 yield candidate
@@ -277,8 +344,15 @@ def account_name(tenant: Tenant, claims: Claims) -> str:
 # --- e-mail addresses
 
 
+def _email_field() -> str:
+    return getattr(get_user_model(), "EMAIL_FIELD", "email")
+
+
 def _email_source(tenant: Tenant) -> ClaimSource | None:
-    return tenant.claims.get(getattr(get_user_model(), "EMAIL_FIELD", "email"), "email")
+    """Return the claim of the e-mail field: by default the one that people are matched by."""
+    match = get_settings().match_users_by
+    usual = match.claim if match is not None and match.tenant == tenant.slug else "email"
+    return tenant.claims.get(_email_field(), usual)
 
 
 def _expect_allowed_domain(tenant: Tenant, claims: Claims) -> None:
@@ -287,7 +361,9 @@ def _expect_allowed_domain(tenant: Tenant, claims: Claims) -> None:
     email = claim_value(claims.claims, _email_source(tenant) or "email")
     if not email:
         raise SignInRefused("no_email", "ALLOWED_EMAIL_DOMAINS is set, and no address is claimed.")
-    if not _is_email(email) or _domain(str(email)) not in tenant.allowed_email_domains:
+    # ASCII alone: lower() makes a "k" of the sign for kelvin.
+    is_usable = _is_email(email) and str(email).isascii()
+    if not is_usable or _domain(str(email)) not in tenant.allowed_email_domains:
         raise SignInRefused("email_domain", "The address is in none of ALLOWED_EMAIL_DOMAINS.")
 
 
@@ -308,13 +384,13 @@ def _domain(email: str) -> str:
 # --- users who were there before
 
 
-def _resolved_user(tenant: Tenant, claims: Claims) -> AbstractBaseUser | None:
+def _resolved_user(tenant: Tenant, claims: Claims) -> AbstractBaseUser | Vouched | None:
     """Ask ``USER_RESOLVER``; a mistake of its own must not make a second account."""
     resolver = get_settings().user_resolver
     if resolver is None:
         return None
     try:
-        user = (import_string(resolver) if isinstance(resolver, str) else resolver)(tenant, claims)
+        found = (import_string(resolver) if isinstance(resolver, str) else resolver)(tenant, claims)
     except SignInRefused:
         raise
     except Exception as error:
@@ -322,27 +398,13 @@ def _resolved_user(tenant: Tenant, claims: Claims) -> AbstractBaseUser | None:
         raise SignInRefused(
             "misconfigured", f"USER_RESOLVER failed ({type(error).__name__})."
         ) from error
-    if user is not None and not isinstance(user, get_user_model()):
-        raise SignInRefused("misconfigured", "USER_RESOLVER returned something that is no user.")
-    return user
-
-
-def _may_keep_somebody_out(name: str, tenant: Tenant, claims: Claims) -> bool:
-    """Whether the field is an address that others are found by, and that is not verified.
-
-    Whoever could have somebody else's would be in the way when that person comes.
-    """
-    model = get_user_model()
-    match = get_settings().match_users_by
-    if match is None or match.tenant != tenant.slug or match.verified_claim is None:
-        return False
-    if name != getattr(model, "EMAIL_FIELD", "email") or name == model.USERNAME_FIELD:
-        return False
-    return claim_value(claims.claims, match.verified_claim) is not True
+    if found is None or isinstance(found, Vouched | get_user_model()):
+        return found
+    raise SignInRefused("misconfigured", "USER_RESOLVER returned something that is no user.")
 
 
 def _matched_user(tenant: Tenant, claims: Claims) -> AbstractBaseUser | None:
-    """Return the one plain user with this address, by ``MATCH_USERS_BY``.
+    """Return the one user with this address, by ``MATCH_USERS_BY``.
 
     Where somebody has the address and must not be taken over, nobody comes in: a second account
     beside the first would only hide the question.
@@ -354,40 +416,123 @@ def _matched_user(tenant: Tenant, claims: Claims) -> AbstractBaseUser | None:
     # ASCII alone: databases and languages disagree over which other letters are the same.
     if not isinstance(email, str) or not email.isascii() or not _is_email(email):
         return None
-    model = get_user_model()
-    field = getattr(model, "EMAIL_FIELD", "email")
-    users = model._default_manager.using(database())
-    found = users.select_for_update().filter(**{f"{field}__iexact": email})
-    same = [user for user in found if str(getattr(user, field)).lower() == email.lower()]
+    users = get_user_model()._default_manager.using(database())
+    found = users.select_for_update().filter(**{f"{_email_field()}__iexact": email})
+    same = [user for user in found if _is_address_of(user, email)]
     if not same:
         return None
-    if match.verified_claim is not None:
-        verified = claim_value(claims.claims, match.verified_claim)
-        if verified is not True:
-            raise SignInRefused("account_exists", "The address is not verified.")
+    if not _is_trusted(match, claims):
+        raise SignInRefused("account_exists", "The address is not verified.")
     if len(same) > 1:
         raise SignInRefused("account_exists", f"{len(same)} users have the address.")
-    if not _may_be_matched(same[0]):
-        raise SignInRefused(
-            "account_exists",
-            f"The user with primary key {same[0].pk} has rights or another connection: link the "
-            "two by hand (manage.py bipsync_link).",
-        )
     return same[0]
 
 
-def _may_be_matched(user: Any) -> bool:
-    """Whether nothing is lost if the address was somebody else's: no rights, no other account."""
-    if getattr(user, "is_staff", False) or getattr(user, "is_superuser", False):
+def _is_address_of(user: AbstractBaseUser, email: str) -> bool:
+    has = str(getattr(user, _email_field()))
+    return has.isascii() and has.lower() == email.lower()
+
+
+def _is_trusted(match: MatchUsersBy, claims: Claims) -> bool:
+    """Whether the matched claim holds an address of this person's, as far as Bipsync says."""
+    verified = match.verified_claim
+    return verified is None or claim_value(claims.claims, verified) is True
+
+
+def _may_keep_somebody_out(
+    field: "models.Field[Any, Any]",
+    value: object,
+    source: ClaimSource,
+    tenant: Tenant,
+    claims: Claims,
+) -> bool:
+    """Whether storing this address might block the first sign-in of its real owner.
+
+    With ``MATCH_USERS_BY`` people are found by the address field, and a unique field holds an
+    address once. Both take addresses only from the claim that matching goes by.
+    """
+    match = get_settings().match_users_by
+    if match is None:
         return False
-    if user.get_username() in break_glass_users():
+    is_unique_address = field.unique and _is_email(value)
+    if field.name != _email_field() and not is_unique_address:
         return False
-    if any(
-        rights.has_field(name) and getattr(user, name).exists()
-        for name in ("groups", "user_permissions")
-    ):
-        return False
-    return not _tokens().filter(user_id=user.pk).exists()
+    is_matched_claim = tenant.slug == match.tenant and source == match.claim
+    return not is_matched_claim or not _is_trusted(match, claims)
+
+
+def _locked_user(found: object) -> AbstractBaseUser:
+    """Return the user that a rule has found as they are now, locked. Raises ``SignInRefused``."""
+    if not isinstance(found, get_user_model()):
+        raise SignInRefused(
+            "misconfigured", "find_user() or USER_RESOLVER returned something that is no user."
+        )
+    people = type(found)._base_manager.using(database()).select_for_update()
+    user = people.filter(pk=found.pk).first()
+    if user is None:
+        raise SignInRefused(
+            "misconfigured", "find_user() or USER_RESOLVER returned a user who is not stored."
+        )
+    return user
+
+
+def _expect_never_unlinked(token: BipsyncToken) -> None:
+    """Raise ``SignInRefused`` for an account that an administrator has taken from its user.
+
+    Unlinking ends the sessions of the account, and leaves a row that belongs to nobody. Events say
+    so too, but they are deleted one day.
+    """
+    if token.sessions_valid_after is not None:
+        raise SignInRefused(
+            "account_exists",
+            "An administrator has unlinked this Bipsync account, so no rule joins it to a user "
+            "again: link the two by hand (manage.py bipsync_link).",
+        )
+
+
+def _expect_nothing_to_lose(user: AbstractBaseUser) -> None:
+    """Raise ``SignInRefused`` for a user whose rights or accounts a wrong match would give away."""
+    has_rights = any(
+        [
+            getattr(user, "is_staff", False),
+            getattr(user, "is_superuser", False),
+            _is_like_break_glass(user.get_username()),
+            *(
+                getattr(user, name).exists()
+                for name in ("groups", "user_permissions")
+                if rights.has_field(name)
+            ),
+        ]
+    )
+    if has_rights or _tokens().filter(user_id=user.pk).exists():
+        raise SignInRefused(
+            "account_exists",
+            f"The user with primary key {user.pk} has rights or another connection: link the two "
+            "by hand (manage.py bipsync_link), or let a rule of the site vouch (Vouched).",
+        )
+
+
+def _session_hash(user: AbstractBaseUser) -> str | None:
+    """Return what the user's sessions are compared with at each request."""
+    get_hash = getattr(user, "get_session_auth_hash", None)
+    return None if get_hash is None else get_hash()
+
+
+def _is_like_break_glass(name: object) -> bool:
+    return str(name).casefold() in {reserved.casefold() for reserved in break_glass_users()}
+
+
+def _expect_no_break_glass_name(user: Any) -> None:
+    """Raise ``_ReservedName`` if the database finds ``user`` under a break-glass name.
+
+    Collations of MariaDB and MySQL ignore accents, and each has a list of its own.
+    """
+    names = break_glass_users()
+    if not names or not isinstance(_field(user.USERNAME_FIELD), models.CharField):
+        return
+    same = type(user)._base_manager.using(user._state.db).filter(pk=user.pk)
+    if same.filter(**{f"{user.USERNAME_FIELD}__in": names}).exists():
+        raise _ReservedName
 
 
 def _has_other_account(user: AbstractBaseUser, sign_in: SignIn) -> bool:

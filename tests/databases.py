@@ -135,16 +135,31 @@ class Router:
         return Router.alias
 
 
-def on(*aliases: str) -> list[Any]:
-    """Return pytest parameters for the ``database`` fixture."""
+def on(*aliases: str, transaction: bool = True) -> list[Any]:
+    """Return pytest parameters for the ``database`` fixture.
+
+    Without ``transaction`` they are for ``rolled_back_database``.
+    """
     servers()
     return [
         # The fixture says what is missing; the mark would only stumble over it.
         alias
         if alias in MISSING
-        else pytest.param(alias, marks=pytest.mark.django_db(transaction=True, databases=[alias]))
+        else pytest.param(
+            alias, marks=pytest.mark.django_db(transaction=transaction, databases=[alias])
+        )
         for alias in aliases
     ]
+
+
+def use(alias: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Send everything to ``alias``. Where it is missing, the test is skipped, or fails in CI."""
+    if alias in MISSING:
+        reason = f"{alias} cannot be used here ({MISSING[alias]})"
+        if IN_CI:
+            pytest.fail(reason)
+        pytest.skip(reason)
+    monkeypatch.setattr(Router, "alias", alias)
 
 
 on_servers = pytest.mark.parametrize("database", on("postgresql", "mariadb"), indirect=True)

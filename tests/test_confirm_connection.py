@@ -182,6 +182,27 @@ def test_an_unconfirmed_service_account_hands_out_no_token_while_it_lives(
         lifecycle.replace_refused(row, "x")
 
 
+@pytest.mark.parametrize("was_unlinked", [False, True])
+def test_not_this_one_marks_no_account_as_one_that_was_taken_away(
+    local: User, bipsync: SimulatedBipsync, settings: Any, *, was_unlinked: bool
+) -> None:
+    """A rule may join it to its owner later, unless an administrator has unlinked it before."""
+    settings.BIPSYNC = {
+        **settings.BIPSYNC,
+        "MATCH_USERS_BY": {"TENANT": "acme", "TRUST_UNVERIFIED": True},
+    }
+    grace = User.objects.create_user("gh", GRACE)
+    if was_unlinked:
+        signed_in(bipsync, GRACE)
+        lifecycle.unlink(BipsyncToken.objects.get())
+    browser = with_password(local)
+    answer_confirmation(browser, come_back(browser, bipsync, GRACE), "discard")
+    owner = Browser()
+    answer = owner.open(bipsync.approve(owner.begin(), user=GRACE))
+    assert answer.status_code == (403 if was_unlinked else 302)
+    assert owner.user_id() == (None if was_unlinked else str(grace.pk))
+
+
 def test_not_this_one_puts_the_pair_out_of_use_and_leads_back(
     local: User, bipsync: SimulatedBipsync
 ) -> None:

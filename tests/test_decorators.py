@@ -35,7 +35,7 @@ from bipsync_django.models import BipsyncToken
 from bipsync_django.testing import Answer, SimulatedBipsync, SimulatedUser
 from tests import test_views
 from tests.browser import CALLBACK, LOGIN, Browser, links, signed_in, visible_text
-from tests.test_docs import block, run
+from tests.documentation import block, run
 from tests.test_flow import everything, reason_of
 from tests.test_middleware import JSON, PEOPLE, PROGRAMS, withdraw
 from tests.test_views import JARGON

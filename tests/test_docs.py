@@ -1,7 +1,6 @@
 """The documentation says what the code does: nothing is missing, nothing is stale, examples run."""
 
 import configparser
-import dataclasses
 import importlib
 import inspect
 import re
@@ -42,10 +41,10 @@ from bipsync_django.lifecycle import Outcome
 from bipsync_django.models import BipsyncToken, HourlyCount, TenantState, TokenEvent
 from bipsync_django.testing import Answer, SimulatedBipsync, SimulatedUser, fixtures
 from tests.browser import Browser, signed_in
+from tests.documentation import DOCS, block, blocks, run, text
 from tests.grants import connect, expire, reload
 
 ROOT = Path(__file__).parent.parent
-DOCS = ROOT / "docs"
 PACKAGE = ROOT / "bipsync_django"
 PAGES = sorted(path.name for path in DOCS.glob("*.md"))
 LINKED = [
@@ -61,10 +60,6 @@ in_database = pytest.mark.django_db(transaction=True)
 
 
 # --- reading Markdown
-
-
-def text(page: str) -> str:
-    return (DOCS / page).read_text()
 
 
 def prose(source: str) -> str:
@@ -103,23 +98,6 @@ def anchors(path: Path) -> set[str]:
         re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
         for heading in headings(path.read_text())
     }
-
-
-def blocks(page: str) -> list[str]:
-    """The Python code blocks of a page."""
-    return re.findall(r"(?ms)^```python\n(.*?)^```$", text(page))
-
-
-def block(page: str, marker: str) -> str:
-    """The one Python code block of a page that holds ``marker``."""
-    (found,) = [code for code in blocks(page) if marker in code]
-    return found
-
-
-def run(code: str, **names: Any) -> dict[str, Any]:
-    """Run an example and return its names."""
-    exec(compile(code, "<example>", "exec"), names)  # noqa: S102 - our own documentation
-    return names
 
 
 # --- every page
@@ -715,24 +693,6 @@ def test_the_example_of_is_allowed_works(
 
 
 @in_database
-def test_the_example_of_find_user_works(
-    use_backend: Callable[[str], Any], bipsync: SimulatedBipsync
-) -> None:
-    use_backend("ExistingStaff")
-    ours = User.objects.create_user("al", email="Ada@acme.example")
-    User.objects.create_superuser("root", email="grace@acme.example")
-    assert user_of(signed_in(bipsync)) == ours
-    assert user_of(signed_in(bipsync, "grace@acme.example")) not in {
-        None,
-        *User.objects.filter(is_superuser=True),
-    }
-    second = guest(email="ada@acme.example")
-    assert user_of(signed_in(bipsync, second)) not in {None, ours}
-    nameless = SimulatedUser("68b993fa85d14160d5030302", "N", "N", "N", "", extra={"email": None})
-    assert user_of(signed_in(bipsync, nameless)) not in {None, ours}
-
-
-@in_database
 def test_the_example_of_create_user_works(
     use_backend: Callable[[str], Any], bipsync: SimulatedBipsync
 ) -> None:
@@ -874,16 +834,6 @@ def test_the_examples_of_rules_are_right(settings: Any) -> None:
     settings.BIPSYNC = {**settings.BIPSYNC, **match}
     assert conf.problems() == []
     assert conf.get_settings().match_users_by is not None
-
-
-@in_database
-def test_the_example_of_a_resolver_finds_the_user(bipsync: SimulatedBipsync, settings: Any) -> None:
-    find = run(block("linking.md", "def find_in_directory"))["find_in_directory"]
-    settings.BIPSYNC = {**settings.BIPSYNC, "USER_RESOLVER": find}
-    user = User.objects.create_user("4711")
-    person = bipsync.find_user(None)
-    bipsync.add_user(dataclasses.replace(person, extra={"personnel_number": "4711"}))
-    assert user_of(signed_in(bipsync)) == user
 
 
 @in_database

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from django.contrib.auth.models import Group, User
 from django.db import connections, transaction
+from django.db.models.signals import m2m_changed
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -306,6 +307,70 @@ def test_a_group_that_is_missing_is_said_in_the_log(
     with caplog.at_level(logging.ERROR):
         sign_in(bipsync, teams=["research"])
     assert "'Analysts', which does not exist" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["analysts", "ANALYSTS", "\u00c1nalysts"])
+def test_a_group_is_named_to_the_letter_and_flags_are_taken_all_the_same(
+    bipsync: SimulatedBipsync, settings: Any, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    configure(settings, **STAFF, GROUPS={"teams": {"research": name}})
+    Group.objects.create(name="Analysts")
+    assert sign_in(bipsync, roles=["admin"]).is_staff
+    user = refresh(bipsync, teams=["research"])
+    assert (user.is_staff, user.groups.exists()) == (False, False)
+    assert f"{name!r}, which does not exist" in caplog.text
+    assert "could not be applied" not in caplog.text
+    user = sign_in(bipsync, teams=["research"], roles=["admin"])
+    assert (user.is_staff, user.groups.exists()) == (True, False)
+    lifecycle.unlink(BipsyncToken.objects.get())
+    user.refresh_from_db()
+    assert not user.is_staff
+
+
+@pytest.mark.parametrize("how", ["a refresh", "a sign-in"])
+def test_a_rule_that_fails_keeps_no_other_from_being_applied(
+    bipsync: SimulatedBipsync, settings: Any, caplog: pytest.LogCaptureFixture, how: str
+) -> None:
+    configure(settings, **STAFF, **GROUPS, SUPERUSER={"roles": ["admin"]})
+    Group.objects.create(name="Analysts")
+    user = sign_in(bipsync, roles=["admin"])
+    assert (user.is_staff, user.is_superuser) == (True, True)
+    come = refresh if how == "a refresh" else sign_in
+
+    def refuse(action: str, **kwargs: object) -> None:
+        if action == "post_add":
+            raise ZeroDivisionError("on purpose")
+
+    m2m_changed.connect(refuse, sender=User.groups.through)
+    try:
+        user = come(bipsync, teams=["research"])
+    finally:
+        m2m_changed.disconnect(refuse, sender=User.groups.through)
+    assert (user.is_staff, user.is_superuser, user.groups.exists()) == (False, False, False)
+    assert f"GROUPS could not be applied to the user {user.pk}" in caplog.text
+    assert ("right_given", "group") not in {change[:2] for change in changes()}
+    assert come(bipsync, teams=["research"]).groups.exists(), "and is applied the next time"
+
+
+@pytest.mark.parametrize("flag", ["is_staff", "is_superuser"])
+def test_a_flag_that_fails_keeps_no_other_rule_from_being_applied(
+    bipsync: SimulatedBipsync, settings: Any, monkeypatch: pytest.MonkeyPatch, flag: str
+) -> None:
+    configure(settings, **STAFF, **GROUPS, SUPERUSER={"roles": ["admin"]})
+    Group.objects.create(name="Analysts")
+    sign_in(bipsync, roles=["admin"])
+    set_flag = rights._set
+
+    def refuse(user: Any, name: str, *, to: bool) -> bool:
+        if name == flag:
+            raise ZeroDivisionError("on purpose")
+        return set_flag(user, name, to=to)
+
+    monkeypatch.setattr(rights, "_set", refuse)
+    user = refresh(bipsync, teams=["research"])
+    assert (user.is_staff, user.is_superuser) == (flag == "is_staff", flag == "is_superuser")
+    assert user.groups.exists()
+    assert GivenFlag.objects.filter(name=flag).exists(), "it is still noted as given"
 
 
 def test_a_refresh_without_news_asks_nothing(bipsync: SimulatedBipsync, database: str) -> None:

@@ -21,7 +21,7 @@ from bipsync_django.conf import get_tenant
 from bipsync_django.lifecycle import Outcome
 from bipsync_django.models import BipsyncToken, TokenEvent
 from bipsync_django.oauth.claims import validate_access_token
-from bipsync_django.testing import SimulatedBipsync, SimulatedUser
+from bipsync_django.testing import SimulatedBipsync
 from tests.browser import Browser, answer_confirmation, signed_in, way_to_bipsync
 from tests.databases import on_servers
 from tests.grants import expire, reload
@@ -285,29 +285,6 @@ def test_a_row_that_the_database_refuses_does_not_end_the_run(
     assert lifecycle.refresh_if_due(token.pk) is Outcome.FAILED
     assert "could not be refreshed (DatabaseError)" in caplog.text
     assert "a claim" not in caplog.text
-
-
-@in_sqlite
-def test_an_address_that_is_not_verified_keeps_nobody_out(
-    bipsync: SimulatedBipsync, settings: Any
-) -> None:
-    match = {"TENANT": "acme", "VERIFIED_CLAIM": "email_verified"}
-    settings.BIPSYNC = {**settings.BIPSYNC, "MATCH_USERS_BY": match}
-    mallory = SimulatedUser(
-        "68b993fa85d14160d5030302", "M", "M", "M", "nora@acme.example", {"email_verified": False}
-    )
-    bipsync.add_user(mallory)
-    signed_in(bipsync, mallory.id)
-    assert User.objects.get().email == ""
-    nora = User.objects.create_user("nora", "nora@acme.example")
-    # Nor later, when they sign in again.
-    signed_in(bipsync, mallory.id)
-    bipsync.add_user(
-        SimulatedUser(
-            "68b993fa85d14160d5030301", "N", "N", "N", "nora@acme.example", {"email_verified": True}
-        )
-    )
-    assert signed_in(bipsync, "68b993fa85d14160d5030301").user_id() == str(nora.pk)
 
 
 # --- errors at the last moment

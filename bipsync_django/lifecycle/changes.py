@@ -261,6 +261,7 @@ def _erase(identity: Identity, *, end_at_bipsync: bool, **expected: Any) -> Bips
         if any(getattr(row, name) != value for name, value in expected.items()):
             return None
         identity.require(row)
+        is_nobodys = row.status == Status.UNCONFIRMED and row.user_id is None
         keeps = end_at_bipsync and _is_leased(row)
         # As it was read: who was about to send the refresh token must not be missed.
         as_read = identity.rows().filter(
@@ -277,8 +278,9 @@ def _erase(identity: Identity, *, end_at_bipsync: bool, **expected: Any) -> Bips
             in_doubt_at=None,
             last_error="",
             status=Status.DISCONNECTED,
-            # Or they would go on with the next sign-in.
-            sessions_valid_after=timezone.now(),
+            # Otherwise old sessions become valid again at the next sign-in. An account that was
+            # never anybody's has none, and is not marked as one that was taken from its user.
+            sessions_valid_after=row.sessions_valid_after if is_nobodys else timezone.now(),
             generation=F("generation") + 1,
             lease_id=None,
         ):
@@ -369,7 +371,8 @@ def _prove_wider(tenant: Tenant, subject: str, names: str) -> bool:
     """
     person = {"tenant": tenant.slug, "kind": BipsyncToken.Kind.PERSON, "subject": subject}
     row = tokens().select_related("user").filter(**person).first()
-    if row is None or not _is_wider(row, tenant, names):
+    # A collation that ignores case may have found another person's.
+    if row is None or row.subject != subject or not _is_wider(row, tenant, names):
         return False
     try:
         obtain(row, row.generation, lambda row: True, wait=True)
@@ -383,7 +386,8 @@ def _prove_wider(tenant: Tenant, subject: str, names: str) -> bool:
 def is_service(tenant: Tenant, subject: str) -> bool:
     """Return whether the Bipsync account is one that the site uses for itself, or may soon."""
     services = tokens().filter(tenant=tenant.slug, kind=Kind.SERVICE, subject=subject)
-    return services.exclude(status=Status.DISCONNECTED).exists()
+    found = services.exclude(status=Status.DISCONNECTED).values_list("subject", flat=True)
+    return subject in set(found)
 
 
 def lock(tenant: Tenant, subject: str, kind: BipsyncToken.Kind = Kind.PERSON) -> BipsyncToken:

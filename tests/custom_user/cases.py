@@ -77,6 +77,33 @@ def test_a_persons_email_that_somebody_has_is_refused_whatever_its_case(
 
 
 @known_by_email
+def test_an_address_is_nobodys_name_unless_it_is_trusted(
+    bipsync: SimulatedBipsync, settings: Any
+) -> None:
+    match = {"TENANT": "acme", "VERIFIED_CLAIM": "email_verified"}
+    settings.BIPSYNC = {**settings.BIPSYNC, "MATCH_USERS_BY": match}
+    assert refused(bipsync, nora()) == "no_email"
+    assert not Person.objects.exists()
+    bipsync.add_user(nora(email_verified=True))
+    signed_in(bipsync, nora().id)
+    assert Person.objects.get().email == "nora1@acme.example"
+
+
+@known_by_email
+def test_a_person_whom_an_address_finds_loses_their_password(
+    bipsync: SimulatedBipsync, settings: Any
+) -> None:
+    match = {"TENANT": "acme", "VERIFIED_CLAIM": "email_verified"}
+    settings.BIPSYNC = {**settings.BIPSYNC, "MATCH_USERS_BY": match}
+    there = Person(email="NORA1@acme.example")
+    there.set_password("secret")
+    there.save()
+    assert who(signed_in(bipsync, nora(email_verified=True))) == str(there.pk)
+    there.refresh_from_db()
+    assert not there.has_usable_password()
+
+
+@known_by_email
 def test_the_email_somebody_is_known_by_stays(bipsync: SimulatedBipsync) -> None:
     signed_in(bipsync, nora())
     bipsync.add_user(nora(email="other@acme.example", name="Norah"))

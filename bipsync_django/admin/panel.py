@@ -13,6 +13,7 @@ from django.utils.translation import gettext_lazy, ngettext
 
 from .. import conf, errors, health
 from ..exceptions import ConfigurationError
+from ..lifecycle import RemovedTenant
 from ..models import BipsyncToken
 from .wording import Condition, condition
 
@@ -185,6 +186,7 @@ def _warnings(report: health.Report) -> Iterable[Notice]:
                 % {"tenant": one.tenant},
                 _("See whether Celery beat and a worker run: manage.py bipsync_doctor tells."),
             )
+    yield from _removed(report.removed)
     if not conf.get_settings().refresh_enabled:
         yield Notice(errors.explain("disabled"), errors.advise("disabled"), "warning")
     for service in report.services:
@@ -199,6 +201,18 @@ def _warnings(report: health.Report) -> Iterable[Notice]:
             f"{text % told} {errors.explain(service.last_error)}".strip(),
             _("Connect it once more, under “Service accounts”."),
         )
+
+
+def _removed(tenants: Iterable[RemovedTenant]) -> Iterable[Notice]:
+    for one in tenants:
+        if not one.is_given_up:
+            named = {"tenant": one.tenant}
+            yield Notice(
+                _("%(tenant)s is not in the settings any more, and has connections or rights here.")
+                % named,
+                _("Run manage.py bipsync_give_up %(tenant)s on the server, or put it back.")
+                % named,
+            )
 
 
 # --- pictures

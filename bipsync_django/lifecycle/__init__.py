@@ -7,24 +7,35 @@ Bipsync was slow still holds the only live pair.
 
 ``use`` and ``background`` are the two who want a refresh, ``protocol`` carries one out,
 ``validation`` looks at what came, ``changes`` is what people do, ``service`` is the account of the
-site itself, ``encryption`` changes keys, and all of them work on ``rows``.
+site itself, ``tenants`` gives up all grants of a tenant, ``encryption`` changes keys, and all of
+them work on ``rows``.
 """
 
 from .background import TAKEN_FOR, Outcome, refresh_asked, refresh_if_due, take_due
 from .changes import disconnect, end_sessions, link, sign_in, unlink
 from .encryption import KeySurvey, is_on_old_key, reencrypt, survey_keys
 from .service import authorise_service, confirm_service, prune_unconfirmed
+from .tenants import (
+    RemovedTenant,
+    TenantGivenUp,
+    give_up_tenant,
+    remains_of,
+    removed_tenants,
+)
 from .use import access_token, grant_of, refresh, replace_refused, retry, service_grant_of
 
 __all__ = [
     "TAKEN_FOR",
     "KeySurvey",
     "Outcome",
+    "RemovedTenant",
+    "TenantGivenUp",
     "access_token",
     "authorise_service",
     "confirm_service",
     "disconnect",
     "end_sessions",
+    "give_up_tenant",
     "grant_of",
     "is_on_old_key",
     "link",
@@ -33,6 +44,8 @@ __all__ = [
     "refresh",
     "refresh_asked",
     "refresh_if_due",
+    "remains_of",
+    "removed_tenants",
     "replace_refused",
     "retry",
     "service_grant_of",

@@ -13,7 +13,7 @@ from django.utils import timezone
 
 from .. import breaker, durable, policy
 from ..claim_paths import find as find_claim
-from ..conf import get_settings
+from ..conf import get_settings, get_tenant
 from ..durable import database
 from ..exceptions import RefreshUnavailable, SignInRequired
 from ..models import BipsyncToken, BipsyncTokenQuerySet, TenantState
@@ -89,7 +89,11 @@ def write(rows: models.QuerySet[Any], **values: Any) -> int:
 
 
 def may_be_used(row: BipsyncToken) -> bool:
-    return row.kind == BipsyncToken.Kind.SERVICE or (row.user is not None and row.user.is_active)
+    """Whether the grant serves anybody: an active person or a service account, at a tenant."""
+    is_active = row.kind == BipsyncToken.Kind.SERVICE or (
+        row.user is not None and row.user.is_active
+    )
+    return is_active and row.tenant in get_settings().tenants
 
 
 def is_refused(row: BipsyncToken) -> bool:
@@ -106,6 +110,8 @@ def raise_if_ended(row: BipsyncToken) -> None:
 
 
 def raise_if_foreign(row: BipsyncToken) -> None:
+    """Raise ``UnknownTenant`` for a tenant without settings, and ``OtherDeployment``."""
+    get_tenant(row.tenant)
     # Annotated by read; a row that was just signed in has it from the same process.
     breaker.raise_if_foreign(row.tenant, getattr(row, "deployment", None) or "")
 

@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Any
 from urllib.parse import urlencode
 
+from django.http import HttpRequest
 from django.utils.functional import Promise
 from django.utils.timezone import localtime
 from django.utils.translation import gettext as _
@@ -17,10 +18,11 @@ from ..lifecycle import RemovedTenant
 from ..models import BipsyncToken
 from .wording import Condition, condition
 
-__all__ = ["context"]
+__all__ = ["context", "report_for"]
 
 Status = BipsyncToken.Status
 
+_REPORT = "_bipsync_report"
 _WIDTH = 288
 _STEP = _WIDTH // 24
 _BAR = _STEP - 4
@@ -80,10 +82,19 @@ class Picture:
     width: int = _WIDTH
 
 
-def context() -> dict[str, Any]:
+def report_for(request: HttpRequest) -> health.Report:
+    """Return how all is, read once for each request. Raises ``ConfigurationError``."""
+    found = getattr(request, _REPORT, None)
+    if not isinstance(found, health.Report):
+        found = health.report()
+        setattr(request, _REPORT, found)
+    return found
+
+
+def context(request: HttpRequest) -> dict[str, Any]:
     """Return what the template shows. Broken settings are shown, and nothing else then."""
     try:
-        report = health.report()
+        report = report_for(request)
     except ConfigurationError:
         return {"warnings": [Notice(p.message, p.hint) for p in conf.problems()]}
     several = len(report.tenants) > 1

@@ -53,7 +53,7 @@ class _TenantFilter(admin.SimpleListFilter):
             configured = [(slug, one.name) for slug, one in get_settings().tenants.items()]
             return configured + [
                 (one.tenant, _("%(tenant)s (not in the settings)") % {"tenant": one.tenant})
-                for one in health.report().removed
+                for one in panel.report_for(request).removed
             ]
         except ConfigurationError:
             return []
@@ -248,7 +248,7 @@ class BipsyncTokenAdmin(_ModelAdmin):
             "may_connect_service": service.allowed(request),
         }
         if IS_POPUP_VAR not in request.GET and self.has_view_permission(request):
-            extra["panel"] = panel.context()
+            extra["panel"] = panel.context(request)
         return super().changelist_view(request, {**extra, **(extra_context or {})})
 
     def change_view(

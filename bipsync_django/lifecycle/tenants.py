@@ -54,7 +54,8 @@ class TenantGivenUp:
     ``accounts``: rows that it dealt with. ``ended``: grants that it ended, which are ``spent``,
     or ``left_valid`` at Bipsync by the code of the reason, or had no refresh token. ``sessions``:
     people whose sessions it ended. ``rights``: by the name of the flag or group. ``failed``: rows
-    that it could not deal with, which the log names.
+    that it could not deal with, which the log names. ``left``: accounts and flags that are there
+    afterwards, because they failed or came meanwhile; always 0 in a dry run.
     """
 
     accounts: int = 0
@@ -64,6 +65,7 @@ class TenantGivenUp:
     sessions: int = 0
     rights: Counter[str] = field(default_factory=Counter)
     failed: int = 0
+    left: int = 0
 
 
 def removed_tenants() -> list[RemovedTenant]:
@@ -85,17 +87,19 @@ def remains_of(slug: str) -> RemovedTenant:
 
     Raises ``UnknownTenant`` for one that has neither settings nor rows.
     """
-    removed = {one.tenant: one for one in removed_tenants()}
-    if slug in removed:
-        return removed[slug]
-    configured = get_settings().tenants
-    if slug not in configured:
+    configured = list(get_settings().tenants)
+    removed = [one.tenant for one in removed_tenants()]
+    if slug not in [*configured, *removed]:
         raise UnknownTenant(
             f"There is no tenant {slug!r}. In the settings: {', '.join(configured)}. "
             f"With rows and without settings: {', '.join(removed) or 'none'}."
         )
-    of_slug = _not_given_up().filter(tenant=slug)
-    return RemovedTenant(slug, of_slug.count(), _flags().filter(tenant=slug).count())
+    return _remains(slug)
+
+
+def _remains(slug: str) -> RemovedTenant:
+    accounts, flags = _not_given_up().filter(tenant=slug), _flags().filter(tenant=slug)
+    return RemovedTenant(slug, accounts.count(), flags.count())
 
 
 def give_up_tenant(
@@ -141,8 +145,11 @@ def give_up_tenant(
         except Exception as error:  # noqa: BLE001 - as above
             done.failed += 1
             _log_failure(f"A flag of user {user.pk} from {slug}", error)
-    if not dry_run and remains_of(slug).is_given_up:
-        breaker.forget(slug)
+    if not dry_run:
+        remains = _remains(slug)
+        done.left = remains.accounts + remains.flags
+        if remains.is_given_up:
+            breaker.forget(slug)
     return done
 
 

@@ -64,17 +64,15 @@ class Command(BaseCommand):
             self.stdout.write("Nothing was changed, and nothing was sent.")
             return
         health.forget_report()
-        after = lifecycle.remains_of(tenant)
         if done.failed:
             raise CommandError(
                 f"{done.failed} could not be given up: the log says which and why. "
                 "Run this once more."
             )
-        if not after.is_given_up:
+        if done.left:
             raise CommandError(
-                f"People have signed in meanwhile: {after.accounts} accounts and {after.flags} "
-                "flags are left. Take the tenant out of BIPSYNC, restart the site, and run this "
-                "once more."
+                f"{done.left} accounts and flags are left, of people who have signed in meanwhile. "
+                "Take the tenant out of BIPSYNC, restart the site, and run this once more."
             )
 
     def _report(self, tenant: str, done: TenantGivenUp) -> None:

@@ -217,6 +217,8 @@ def test_rights_of_an_earlier_user_of_the_account_are_not_taken_from_the_next(
 ) -> None:
     row = at_globex()
     tenant = get_tenant("globex")
+    # By hand, of which no event tells.
+    user_of(nora).groups.clear()
     lifecycle.unlink(row)
     heir = User.objects.create_user("heir")
     lifecycle.link(tenant, row.subject, heir)
@@ -435,6 +437,33 @@ def test_in_an_outage_bipsync_is_not_asked_for_each_row(
     assert "globex: 4 stay valid: Bipsync failed many times in a row" in told
     assert "globex: 3 stay valid: Bipsync had an internal error." in told
     assert {reload(row).status for row in many} == {Status.DISCONNECTED}
+
+
+def test_failures_that_do_not_come_in_a_row_are_no_outage(
+    many: list[BipsyncToken], globex: SimulatedBipsync, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(breaker, "FAILURES_BEFORE_PAUSE", 3)
+
+    def fail_every_other(token: BipsyncToken, **kwargs: object) -> None:
+        if globex.calls["token"] % 2:
+            globex.fail("token", Html(503))
+
+    signals.disconnected.connect(fail_every_other)
+    try:
+        told = give_up()
+    finally:
+        signals.disconnected.disconnect(fail_every_other)
+    assert globex.calls["token"] == 7
+    assert "globex: 3 stay valid: Bipsync had an internal error." in told
+
+
+def test_a_dry_run_tells_what_an_open_breaker_holds_back(many: list[BipsyncToken]) -> None:
+    breaker.open_for("globex", "invalid_client")
+    before = everything()
+    told = give_up("--dry-run").splitlines()[:-1]
+    assert everything() == before
+    assert "globex: 7 stay valid: Bipsync refused the client id or client secret." in told
+    assert give_up().splitlines() == told
 
 
 def test_what_signed_in_meanwhile_is_left_and_said(

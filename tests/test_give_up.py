@@ -754,6 +754,18 @@ def test_the_admin_names_it_and_finds_its_rows(
     assert "globex (not in the settings)" in page, "its history can be looked at"
 
 
+def test_a_figure_of_the_panel_leads_to_what_it_counted(
+    gone: BipsyncToken, root: Client, acme: SimulatedBipsync
+) -> None:
+    sign_in_at(acme)
+    page = root.get(LIST)
+    (tenant,) = page.context["panel"]["tenants"]
+    assert tenant["name"] == "acme"
+    for figure in tenant["figures"]:
+        found = root.get(f"{LIST}?{figure.query}").context["cl"].result_count
+        assert found == figure.count, figure.query
+
+
 def test_the_doctor_and_monitoring_name_it(gone: BipsyncToken, settings: Any, rf: Any) -> None:
     token = "monitoring-" + "m" * 32
     settings.BIPSYNC = {**settings.BIPSYNC, "HEALTH_TOKEN": lambda: token}

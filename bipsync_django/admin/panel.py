@@ -97,7 +97,8 @@ def context(request: HttpRequest) -> dict[str, Any]:
         report = report_for(request)
     except ConfigurationError:
         return {"warnings": [Notice(p.message, p.hint) for p in conf.problems()]}
-    several = len(report.tenants) > 1
+    # Of how many tenants the list shows rows: each figure leads to what it counted, and no more.
+    several = len(report.tenants) + len(report.removed) > 1
     return {
         "headline": _headline(report.tenants),
         "is_well": not any(_attention(one) for one in report.tenants),

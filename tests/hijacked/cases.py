@@ -80,14 +80,14 @@ def refused(answer: Any) -> bool:
 def ada(bipsync: SimulatedBipsync) -> Browser:
     """An administrator who signed in with Bipsync."""
     browser = signed_in(bipsync, ADA)
-    user = User.objects.filter(pk=browser.user_id())
+    user = User.objects.filter(pk=browser.user_id() or "")
     user.update(username="adminada", is_superuser=True, is_staff=True)
     return browser
 
 
 @pytest.fixture
 def grant(ada: Browser) -> BipsyncToken:
-    return BipsyncToken.objects.get(user_id=ada.user_id())
+    return BipsyncToken.objects.get(user_id=ada.user_id() or "")
 
 
 @pytest.fixture(params=["a password", "Bipsync"])

@@ -76,6 +76,11 @@ def refused(answer: Any) -> bool:
     return answer.status_code == 403 and b"data-reason=" in answer.content
 
 
+@pytest.fixture(autouse=True)
+def _each_request_is_checked(settings: Any) -> None:
+    settings.BIPSYNC = {**settings.BIPSYNC, "SESSION_CHECK_INTERVAL": 0}
+
+
 @pytest.fixture
 def ada(bipsync: SimulatedBipsync) -> Browser:
     """An administrator who signed in with Bipsync."""

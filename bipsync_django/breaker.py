@@ -23,6 +23,7 @@ from .models import TenantState, TokenEvent
 __all__ = [
     "admit",
     "claim_deployment",
+    "forget",
     "hand_over",
     "note_death",
     "note_failure",
@@ -30,6 +31,7 @@ __all__ = [
     "note_success",
     "open_for",
     "raise_if_foreign",
+    "raise_if_open",
     "say_once",
     "take_trial",
     "tenants_held_back",
@@ -56,9 +58,20 @@ def admit(tenant: str) -> bool:
         claim_deployment(tenant)
     if state is None or state.breaker_until is None:
         return False
-    if state.breaker_until > timezone.now():
-        raise _held_back(state)
+    _raise_if_open(state)
     return True
+
+
+def raise_if_open(tenant: str) -> None:
+    """Raise ``RefreshUnavailable`` while the breaker is open; write nothing."""
+    state = _states().filter(tenant=tenant).first()
+    if state is not None:
+        _raise_if_open(state)
+
+
+def _raise_if_open(state: TenantState) -> None:
+    if state.breaker_until is not None and state.breaker_until > timezone.now():
+        raise _held_back(state)
 
 
 def take_trial(tenant: str) -> None:
@@ -89,7 +102,7 @@ def tenants_held_back() -> list[str]:
         with suppress(OtherDeployment):
             claim_deployment(tenant)
     held_back = []
-    for state in _states():
+    for state in _states().filter(tenant__in=list(get_settings().tenants)):
         is_open = state.breaker_until is not None and state.breaker_until > timezone.now()
         is_foreign = state.deployment not in {"", ours}
         if is_foreign:
@@ -184,6 +197,11 @@ def claim_deployment(tenant: str) -> None:
         state = _states().get(tenant=tenant)
     if state is not None:
         raise_if_foreign(tenant, state.deployment)
+
+
+def forget(tenant: str) -> None:
+    """Delete what is known of a tenant that was given up, so that it may begin anew."""
+    _states().filter(tenant=tenant).delete()
 
 
 def hand_over(tenant: str) -> None:

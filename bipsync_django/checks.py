@@ -16,7 +16,7 @@ from django.shortcuts import resolve_url
 from django.urls import NoReverseMatch, Resolver404, resolve, reverse
 from django.utils.module_loading import import_string
 
-from . import conf
+from . import conf, lifecycle
 from .backends import BipsyncBackend
 from .durable import database
 from .exceptions import ConfigurationError, OtherDeployment
@@ -30,6 +30,7 @@ __all__ = [
     "check_deployment",
     "check_login_url",
     "check_middleware",
+    "check_removed_tenants",
     "check_resolver",
     "check_secrets",
     "check_settings",
@@ -277,7 +278,8 @@ def check_deployment(
         return []
     ours = conf.get_settings().deployment
     try:
-        states = list(TenantState.objects.using(database()).exclude(deployment__in=["", ours]))
+        states = TenantState.objects.using(database()).exclude(deployment__in=["", ours])
+        foreign = list(states.filter(tenant__in=list(conf.get_settings().tenants)))
     except DatabaseError:  # not migrated yet
         return []
     return [
@@ -286,5 +288,32 @@ def check_deployment(
             hint="Run manage.py bipsync_deployment: it names the choices.",
             id="bipsync_django.W003",
         )
-        for state in states
+        for state in foreign
+    ]
+
+
+@register(Tags.database)
+def check_removed_tenants(
+    app_configs: Sequence[Any] | None, databases: Sequence[str] | None = None, **kwargs: Any
+) -> list[CheckMessage]:
+    """W007: a tenant has connections or rights in the database, and no settings.
+
+    Django runs it with ``migrate``, and with ``check --database``.
+    """
+    if conf.problems() or database() not in (databases or []):
+        return []
+    try:
+        removed = lifecycle.removed_tenants()
+    except DatabaseError:  # not migrated yet
+        return []
+    return [
+        checks.Warning(
+            f"{one.tenant} is not in BIPSYNC, and has {one.accounts} accounts and {one.flags} "
+            "flags of people in the database.",
+            hint=f"Run manage.py bipsync_give_up {one.tenant}, or put the tenant back: see "
+            "docs/tenants.md.",
+            id="bipsync_django.W007",
+        )
+        for one in removed
+        if not one.is_given_up
     ]

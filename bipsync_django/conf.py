@@ -20,7 +20,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.dispatch import receiver
 from django.utils.module_loading import import_string
 
-from .exceptions import ConfigurationError
+from .exceptions import ConfigurationError, UnknownTenant
 from .secret_sources import SecretSource, reread, secret
 
 __all__ = [
@@ -188,8 +188,8 @@ def get_settings() -> Settings:
 def get_tenant(slug: str | None = None) -> Tenant:
     """Return the tenant called ``slug``, or the only one when ``slug`` is ``None``.
 
-    Raises ``ConfigurationError`` when there is no such tenant, or when none is named and there
-    are several.
+    Raises ``UnknownTenant`` when there is no such tenant, and ``ConfigurationError`` when none is
+    named and there are several.
     """
     tenants = get_settings().tenants
     if slug is None and len(tenants) == 1:
@@ -199,7 +199,7 @@ def get_tenant(slug: str | None = None) -> Tenant:
     names = ", ".join(tenants)
     if slug is None:
         raise ConfigurationError(f"BIPSYNC has several tenants ({names}): name one of them.")
-    raise ConfigurationError(f"BIPSYNC has no tenant {slug!r}; it has: {names}. Name one of them.")
+    raise UnknownTenant(f"BIPSYNC has no tenant {slug!r}; it has: {names}. Name one of them.")
 
 
 def is_sso_only() -> bool:

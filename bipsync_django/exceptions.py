@@ -30,6 +30,7 @@ __all__ = [
     "TokenEndpointError",
     "TokenRefused",
     "Unauthorized",
+    "UnknownTenant",
 ]
 
 
@@ -39,6 +40,12 @@ class BipsyncError(Exception):
 
 class ConfigurationError(BipsyncError, ImproperlyConfigured):
     """The site's settings are wrong; the message names the setting and what to write there."""
+
+
+class UnknownTenant(ConfigurationError):
+    """The settings have no such tenant; the message names those that they have."""
+
+    code = "unknown_tenant"
 
 
 # --- what the token endpoint's answers mean (RFC 6749, section 5.2)

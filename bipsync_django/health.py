@@ -17,6 +17,7 @@ from django.utils import timezone
 from .caching import despite_errors
 from .conf import get_settings
 from .durable import database
+from .lifecycle import RemovedTenant, removed_tenants
 from .models import BipsyncToken, HourlyCount, TenantState
 
 __all__ = [
@@ -101,11 +102,15 @@ class Service:
 
 @dataclass(frozen=True)
 class Report:
-    """What the panel shows above its list; ``hours`` are the last 24, the present one last."""
+    """What the panel shows above its list; ``hours`` are the last 24, the present one last.
+
+    ``removed`` are the tenants that have rows and no settings.
+    """
 
     tenants: list[TenantHealth]
     hours: list[Hour]
     services: list[Service]
+    removed: list[RemovedTenant]
 
 
 def report() -> Report:
@@ -114,7 +119,7 @@ def report() -> Report:
     found = despite_errors(lambda: cache.get(key), None, _FAILED)
     if isinstance(found, Report):
         return found
-    counted = Report(tenants(), last_day(), services_running_out())
+    counted = Report(tenants(), last_day(), services_running_out(), removed_tenants())
     despite_errors(lambda: cache.set(key, counted, KEPT_FOR), None, _FAILED)
     return counted
 

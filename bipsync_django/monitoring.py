@@ -14,6 +14,7 @@ from django.views.decorators.debug import sensitive_variables
 from django.views.decorators.http import require_safe
 
 from . import health as figures
+from . import lifecycle
 from .conf import get_settings
 from .exceptions import ConfigurationError
 
@@ -42,7 +43,13 @@ def health(request: HttpRequest) -> HttpResponse:
             response = JsonResponse({"error": "token_refused"}, status=401)
             response.headers["WWW-Authenticate"] = 'Bearer realm="bipsync_django"'
             return response
-        return JsonResponse({"tenants": {one.tenant: _counts(one) for one in figures.tenants()}})
+        removed = [one for one in lifecycle.removed_tenants() if not one.is_given_up]
+        return JsonResponse(
+            {
+                "tenants": {one.tenant: _counts(one) for one in figures.tenants()},
+                "removed_tenants": {one.tenant: one.accounts + one.flags for one in removed},
+            }
+        )
     except ConfigurationError as error:
         logger.error("The figures cannot be had: %s", error)
         return JsonResponse({"error": "misconfigured"}, status=503)

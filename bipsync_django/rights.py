@@ -6,6 +6,7 @@ only that is ever taken back. Scopes give no rights: they say what this site ask
 """
 
 import logging
+import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -22,12 +23,22 @@ from .events import record
 from .models import BipsyncToken, GivenFlag, TokenEvent
 from .oauth.claims import Claims
 
-__all__ = ["apply", "has_field", "take_back"]
+__all__ = [
+    "apply",
+    "has_field",
+    "right_in",
+    "take_back",
+    "take_back_flags",
+    "would_take_back",
+    "would_take_back_flags",
+]
 
 logger = logging.getLogger(__name__)
 
 Event = TokenEvent.Name
 _SCOPES = {"scope", "scopes"}
+_NO_LONGER_THEIRS = "the account is no longer theirs"
+_GROUP_DETAIL = re.compile(rf"(?s)(.*) \((?:claim .*|{_NO_LONGER_THEIRS}\))")
 
 
 def apply(token: BipsyncToken, user: AbstractBaseUser, tenant: Tenant, claims: Claims) -> None:
@@ -49,12 +60,41 @@ def apply(token: BipsyncToken, user: AbstractBaseUser, tenant: Tenant, claims: C
 def take_back(token: BipsyncToken, user: AbstractBaseUser) -> None:
     """Take back what the claims of this account gave: it is no longer the user's.
 
-    Flags that they gave, and the groups that its tenant's claims own and no other tenant's.
+    Flags that they gave, and the groups that they gave or that ``GROUPS`` of its tenant names,
+    except those that another tenant's ``GROUPS`` names.
     """
     _leave_groups(token, user)
+    take_back_flags(token, user)
+
+
+def take_back_flags(
+    token: BipsyncToken, user: AbstractBaseUser, why: str = _NO_LONGER_THEIRS
+) -> None:
+    """Take back the flags that the claims of ``token``'s tenant gave; ``why`` is for the events."""
     given = GivenFlag.objects.using(database()).filter(user_id=user.pk, tenant=token.tenant)
     for name in given.values_list("name", flat=True):
-        _take(token, user, token.tenant, name, "the account is no longer theirs")
+        _take(token, user, token.tenant, name, why)
+
+
+def would_take_back(token: BipsyncToken, user: AbstractBaseUser) -> list[str]:
+    """Return the flags and groups that ``take_back`` would take, by name; change nothing."""
+    groups = [group.name for group in _groups_to_leave(token, user)]
+    return [*would_take_back_flags(token, user), *groups]
+
+
+def would_take_back_flags(token: BipsyncToken, user: AbstractBaseUser) -> list[str]:
+    """Return the flags that ``take_back_flags`` would take; change nothing."""
+    given = GivenFlag.objects.using(database()).filter(user_id=user.pk)
+    by_tenant = list(given.values_list("tenant", "name"))
+    kept = {name for tenant, name in by_tenant if tenant != token.tenant}
+    ours = {name for tenant, name in by_tenant if tenant == token.tenant}
+    return [name for name in sorted(ours - kept) if getattr(user, name, False)]
+
+
+def right_in(event: TokenEvent) -> str:
+    """Return the name of the flag or group that an event of a change of rights is about."""
+    found = _GROUP_DETAIL.match(event.detail) if event.reason == "group" else None
+    return event.reason if found is None else found[1]
 
 
 def has_field(name: str) -> bool:
@@ -104,17 +144,39 @@ def _apply_groups(
 
 
 def _leave_groups(token: BipsyncToken, user: AbstractBaseUser) -> None:
+    with transaction.atomic(using=database()):
+        for group in _groups_to_leave(token, user):
+            user.groups.remove(group)  # type: ignore[attr-defined]
+            detail = f"{group.name} ({_NO_LONGER_THEIRS})"
+            record(token, Event.RIGHT_TAKEN, "group", detail=detail)
+
+
+def _groups_to_leave(token: BipsyncToken, user: AbstractBaseUser) -> list[Any]:
+    if not has_field("groups"):
+        return []
     tenants = get_settings().tenants
     owned = {slug: _all_groups(tenant) for slug, tenant in tenants.items()}
-    leaving = owned.pop(token.tenant, set()).difference(*owned.values())
-    if not leaving or not has_field("groups"):
-        return
+    ours = owned.pop(token.tenant, set()) | _given_groups(token)
+    leaving = ours.difference(*owned.values())
     groups: Any = user.groups  # type: ignore[attr-defined]
-    with transaction.atomic(using=database()):
-        for name, group in sorted(_named(groups.using(database()), leaving).items()):
-            groups.remove(group)
-            detail = f"{name} (the account is no longer theirs)"
-            record(token, Event.RIGHT_TAKEN, "group", detail=detail)
+    return [group for _, group in sorted(_named(groups.using(database()), leaving).items())]
+
+
+def _given_groups(token: BipsyncToken) -> set[str]:
+    """Return the groups that the account's claims gave to its user and have not taken since.
+
+    Read from the events, because ``GROUPS`` of a tenant may have changed, or be gone with it.
+    """
+    changes = [Event.RIGHT_GIVEN, Event.RIGHT_TAKEN, Event.UNLINKED]
+    events = TokenEvent.objects.using(database()).filter(token_id=token.pk, name__in=changes)
+    given: set[str] = set()
+    for event in events.order_by("pk"):
+        if event.name == Event.UNLINKED:
+            # Before that, the account was somebody else's.
+            given.clear()
+        elif event.reason == "group":
+            (given.add if event.name == Event.RIGHT_GIVEN else given.discard)(right_in(event))
+    return given
 
 
 def _named(groups: Any, names: Collection[str]) -> dict[str, Any]:

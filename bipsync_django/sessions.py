@@ -234,9 +234,12 @@ def _impersonator(request: HttpRequest) -> str | None:
 
 
 def _judge(binding: _Binding, user_id: str, *, anew: bool) -> Verdict:
-    interval = get_settings().session_check_interval
-    # The whole binding and whose session it is: one session's pass is no other's.
-    subject = hashlib.sha256(json.dumps([asdict(binding), user_id]).encode()).hexdigest()
+    ours = get_settings()
+    interval = ours.session_check_interval
+    # The whole binding and whose session it is: one session's pass is no other's. The tenants too:
+    # no pass is good for a session of a tenant that was taken out of the settings since.
+    named = [asdict(binding), user_id, *ours.tenants]
+    subject = hashlib.sha256(json.dumps(named).encode()).hexdigest()
     if interval and not anew and _was_fine(subject, interval):
         return Verdict.GO_ON
     try:

@@ -11,7 +11,7 @@ from tests import databases
 from tests.databases import on
 from tests.signing import forget_keys
 
-pytest_plugins = ["bipsync_django.testing.fixtures", "tests.portal"]
+pytest_plugins = ["bipsync_django.testing.fixtures", "tests.portal", "tests.two_tenants"]
 
 
 @pytest.fixture(autouse=True)

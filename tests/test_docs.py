@@ -495,6 +495,7 @@ def test_every_command_is_documented_with_its_options() -> None:
     for path in commands:
         pages = {
             "bipsync_doctor": "doctor.md",
+            "bipsync_give_up": "tenants.md",
             "bipsync_link": "linking.md",
             "bipsync_rotate_keys": "settings.md",
         }

@@ -52,7 +52,8 @@ def test_it_says_how_many_are_how(bipsync: SimulatedBipsync) -> None:
                 "refresh_overdue": 0,
                 "held_back": 0,
             }
-        }
+        },
+        "removed_tenants": {},
     }
     assert "no-store" in response["Cache-Control"]
 

@@ -1,6 +1,5 @@
 """Several Bipsync clients at one site, one of them hostile."""
 
-from collections.abc import Iterator
 from typing import Any
 from urllib.parse import parse_qs, urlencode, urlsplit
 
@@ -23,49 +22,11 @@ from tests.browser import (
     way_to_bipsync,
 )
 from tests.grants import expire
+from tests.two_tenants import CALLBACKS, HOST, begin, sign_in_at, take_out
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
 ADA = "68b993fa85d14160d4030391"
-HOST = "https://testserver"
-CALLBACKS = {"acme": "/bipsync/callback/", "globex": "/bipsync/callback/globex/"}
-
-
-@pytest.fixture
-def tenants(settings: Any) -> Iterator[dict[str, SimulatedBipsync]]:
-    """Two clients with the same people and, because the second chose it so, the same client id."""
-    with SimulatedBipsync(client="acme") as acme, SimulatedBipsync(client="globex") as globex:
-        both = {"acme": acme, "globex": globex}
-        shared = {"ALLOW_INSECURE_LOOPBACK": True, "SCOPES": ["users:read"]}
-        own: dict[str, dict[str, Any]] = {slug: one.settings for slug, one in both.items()}
-        for slug, one in both.items():
-            own[slug].pop("ALLOW_INSECURE_LOOPBACK")
-            own[slug]["NAME"] = f"{slug.title()} Capital"
-            one.redirect_uris = {f"{HOST}{CALLBACKS[slug]}"}
-        settings.BIPSYNC = {**shared, "TENANTS": own}
-        yield both
-
-
-@pytest.fixture
-def acme(tenants: dict[str, SimulatedBipsync]) -> SimulatedBipsync:
-    return tenants["acme"]
-
-
-@pytest.fixture
-def globex(tenants: dict[str, SimulatedBipsync]) -> SimulatedBipsync:
-    return tenants["globex"]
-
-
-def begin(browser: Browser, tenant: str, next_url: str = "") -> str:
-    query = {"next": next_url} if next_url else {}
-    return str(browser.get(f"{LOGIN}{tenant}/", query, secure=True)["Location"])
-
-
-def sign_in_at(bipsync: SimulatedBipsync, user: Any = None) -> Browser:
-    browser = Browser()
-    response = browser.open(bipsync.approve(begin(browser, bipsync.client), user=user))
-    assert response.status_code == 302, response.content
-    return browser
 
 
 def reason_of(response: Any) -> str:
@@ -343,3 +304,51 @@ def test_one_tenants_breaker_leaves_the_other_alone(
         lifecycle.refresh(expire(at_acme))
     assert lifecycle.refresh(expire(at_globex)).generation == 2
     assert not lifecycle.take_due(10)
+
+
+# --- a tenant that was taken out of the settings (what else becomes of it: tests/test_give_up.py)
+
+
+@pytest.mark.parametrize("method", ["get", "head", "post", "put", "delete", "options"])
+@pytest.mark.parametrize("accept", ["text/html", "application/json"])
+def test_a_session_of_a_tenant_that_was_taken_out_is_over_at_its_next_request(
+    acme: SimulatedBipsync, globex: SimulatedBipsync, settings: Any, method: str, accept: str
+) -> None:
+    stays, goes = sign_in_at(acme), sign_in_at(globex, "grace@acme.example")
+    for browser in (stays, goes):
+        # The middleware remembers for a while that this session is well.
+        assert "Hello visitor" not in browser.get("/greeting/", secure=True).content.decode()
+    name = User.objects.get(pk=goes.user_id() or "").get_username()
+    take_out(settings, "globex")
+    answer = getattr(goes, method)("/greeting/", secure=True, headers={"accept": accept})
+    assert name not in answer.content.decode()
+    assert goes.user_id() is None
+    assert goes.get("/", secure=True).status_code == 302
+    assert stays.get("/", secure=True).status_code == 200
+
+
+@pytest.mark.parametrize("method", ["get", "post"])
+@pytest.mark.parametrize(
+    "url", ["connect/", "connect/acme/", "connection/", "disconnect/acme/", "disconnect/globex/"]
+)
+def test_our_own_pages_know_nobody_of_a_tenant_that_was_taken_out(
+    acme: SimulatedBipsync, globex: SimulatedBipsync, settings: Any, url: str, method: str
+) -> None:
+    browser = sign_in_at(globex)
+    user = User.objects.get()
+    take_out(settings, "globex")
+    answer = getattr(browser, method)(f"/bipsync/{url}", secure=True)
+    assert user.get_username() not in answer.content.decode()
+    assert browser.user_id() is None
+
+
+def test_a_session_that_ended_with_its_tenant_does_not_come_back_with_it(
+    globex: SimulatedBipsync, settings: Any
+) -> None:
+    before, browser = settings.BIPSYNC, sign_in_at(globex)
+    copy = browser.twin()
+    take_out(settings, "globex")
+    assert browser.get("/", secure=True).status_code == 302
+    settings.BIPSYNC = before
+    for one in (browser, copy):
+        assert one.get("/", secure=True).status_code == 302

@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Any
 from urllib.parse import urlencode
 
+from django.http import HttpRequest
 from django.utils.functional import Promise
 from django.utils.timezone import localtime
 from django.utils.translation import gettext as _
@@ -13,13 +14,15 @@ from django.utils.translation import gettext_lazy, ngettext
 
 from .. import conf, errors, health
 from ..exceptions import ConfigurationError
+from ..lifecycle import RemovedTenant
 from ..models import BipsyncToken
 from .wording import Condition, condition
 
-__all__ = ["context"]
+__all__ = ["context", "report_for"]
 
 Status = BipsyncToken.Status
 
+_REPORT = "_bipsync_report"
 _WIDTH = 288
 _STEP = _WIDTH // 24
 _BAR = _STEP - 4
@@ -79,13 +82,23 @@ class Picture:
     width: int = _WIDTH
 
 
-def context() -> dict[str, Any]:
+def report_for(request: HttpRequest) -> health.Report:
+    """Return how all is, read once for each request. Raises ``ConfigurationError``."""
+    found = getattr(request, _REPORT, None)
+    if not isinstance(found, health.Report):
+        found = health.report()
+        setattr(request, _REPORT, found)
+    return found
+
+
+def context(request: HttpRequest) -> dict[str, Any]:
     """Return what the template shows. Broken settings are shown, and nothing else then."""
     try:
-        report = health.report()
+        report = report_for(request)
     except ConfigurationError:
         return {"warnings": [Notice(p.message, p.hint) for p in conf.problems()]}
-    several = len(report.tenants) > 1
+    # Of how many tenants the list shows rows: each figure leads to what it counted, and no more.
+    several = len(report.tenants) + len(report.removed) > 1
     return {
         "headline": _headline(report.tenants),
         "is_well": not any(_attention(one) for one in report.tenants),
@@ -185,6 +198,7 @@ def _warnings(report: health.Report) -> Iterable[Notice]:
                 % {"tenant": one.tenant},
                 _("See whether Celery beat and a worker run: manage.py bipsync_doctor tells."),
             )
+    yield from _removed(report.removed)
     if not conf.get_settings().refresh_enabled:
         yield Notice(errors.explain("disabled"), errors.advise("disabled"), "warning")
     for service in report.services:
@@ -199,6 +213,18 @@ def _warnings(report: health.Report) -> Iterable[Notice]:
             f"{text % told} {errors.explain(service.last_error)}".strip(),
             _("Connect it once more, under “Service accounts”."),
         )
+
+
+def _removed(tenants: Iterable[RemovedTenant]) -> Iterable[Notice]:
+    for one in tenants:
+        if not one.is_given_up:
+            named = {"tenant": one.tenant}
+            yield Notice(
+                _("%(tenant)s is not in the settings any more, and has connections or rights here.")
+                % named,
+                _("Run manage.py bipsync_give_up %(tenant)s on the server, or put it back.")
+                % named,
+            )
 
 
 # --- pictures

@@ -43,14 +43,18 @@ else:
 
 
 class _TenantFilter(admin.SimpleListFilter):
-    """By the tenants of the settings: looking for those that rows have would read them all."""
+    """By the tenants of the settings, and those without settings that have rows still."""
 
     title = _("tenant")
     parameter_name = "tenant"
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> Iterable[tuple[str, Any]]:
         try:
-            return [(slug, one.name) for slug, one in get_settings().tenants.items()]
+            configured = [(slug, one.name) for slug, one in get_settings().tenants.items()]
+            return configured + [
+                (one.tenant, _("%(tenant)s (not in the settings)") % {"tenant": one.tenant})
+                for one in panel.report_for(request).removed
+            ]
         except ConfigurationError:
             return []
 
@@ -244,7 +248,7 @@ class BipsyncTokenAdmin(_ModelAdmin):
             "may_connect_service": service.allowed(request),
         }
         if IS_POPUP_VAR not in request.GET and self.has_view_permission(request):
-            extra["panel"] = panel.context()
+            extra["panel"] = panel.context(request)
         return super().changelist_view(request, {**extra, **(extra_context or {})})
 
     def change_view(

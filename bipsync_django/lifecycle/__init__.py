@@ -8,7 +8,8 @@ Bipsync was slow still holds the only live pair.
 ``use`` and ``background`` are the two who want a refresh, ``protocol`` carries one out,
 ``validation`` looks at what came, ``changes`` is what people do, ``connect`` joins an account to
 who is signed in, ``service`` is the account of the site itself, and both let a pair wait
-(``waiting``). ``encryption`` changes keys, and all of them work on ``rows``.
+(``waiting``). ``tenants`` gives up all grants of a tenant, ``encryption`` changes keys, and all of
+them work on ``rows``.
 """
 
 from .background import TAKEN_FOR, Outcome, refresh_asked, refresh_if_due, take_due
@@ -25,6 +26,13 @@ from .connect import claims_of, confirm_connection, connection_at, hold_connecti
 from .encryption import KeySurvey, is_on_old_key, reencrypt, survey_keys
 from .rows import Identity
 from .service import authorise_service, confirm_service
+from .tenants import (
+    RemovedTenant,
+    TenantGivenUp,
+    give_up_tenant,
+    remains_of,
+    removed_tenants,
+)
 from .use import access_token, grant_of, refresh, replace_refused, retry, service_grant_of
 from .waiting import CONFIRMED_WITHIN, prune_unconfirmed
 
@@ -34,6 +42,8 @@ __all__ = [
     "Identity",
     "KeySurvey",
     "Outcome",
+    "RemovedTenant",
+    "TenantGivenUp",
     "access_token",
     "authorise_service",
     "claims_of",
@@ -43,6 +53,7 @@ __all__ = [
     "discard",
     "disconnect",
     "end_sessions",
+    "give_up_tenant",
     "grant_of",
     "hold_connection",
     "is_on_old_key",
@@ -53,6 +64,8 @@ __all__ = [
     "refresh",
     "refresh_asked",
     "refresh_if_due",
+    "remains_of",
+    "removed_tenants",
     "replace_refused",
     "retry",
     "service_grant_of",

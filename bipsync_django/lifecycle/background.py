@@ -140,6 +140,8 @@ def _set_aside(limit: int) -> list[int]:
     """Return the ids of rows that are due; of two callers at once each row goes to one."""
     now = timezone.now()
     due = tokens().filter(status=Status.ACTIVE, next_refresh_at__lte=now)
+    # Those of a tenant that was taken out of the settings are left alone.
+    due = due.filter(tenant__in=list(get_settings().tenants))
     due = due.exclude(tenant__in=breaker.tenants_held_back()).order_by("next_refresh_at")
     with transaction.atomic(using=database()):
         pks = list(durable.skip_locked(due).values_list("pk", flat=True)[:limit])

@@ -22,6 +22,7 @@ from ..exceptions import (
     RefreshUnavailable,
     SecretUnreadable,
     SignInRefused,
+    TokenEndpointError,
 )
 from ..models import BipsyncToken, TokenEvent
 from ..oauth.claims import Claims
@@ -54,6 +55,7 @@ __all__ = [
     "sign_in",
     "spend_abandoned",
     "unlink",
+    "why_left_valid",
 ]
 
 logger = logging.getLogger(__name__)
@@ -314,26 +316,54 @@ def note_replaced(row: BipsyncToken) -> None:
 def _spend(erased: BipsyncToken) -> None:
     """Put the pair that the row had out of use at Bipsync."""
     try:
-        tenant = get_tenant(erased.tenant)
-        raise_if_foreign(erased)
-        refresh_token = erased.unseal("refresh_token")
-        if erased.client_id != tenant.client_id or refresh_token is None:
-            raise RefreshUnavailable("other_application", "Another application's token.")
-        if not get_settings().refresh_enabled:
-            raise RefreshUnavailable("disabled", "Refreshing is switched off (REFRESH_ENABLED).")
+        tenant, refresh_token = _what_to_spend(erased)
         breaker.admit(erased.tenant)
         refresh_pair(tenant, refresh_token)
     except GrantDead:
         return
     except BipsyncError as error:
-        reason = "secret_unreadable" if isinstance(error, SecretUnreadable) else "configuration"
-        reason = getattr(error, "code", reason)
+        reason = _reason(error)
+        if isinstance(error, TokenEndpointError):
+            # Of many that are given up in an outage, not each one waits for its own timeout.
+            breaker.note_failure(erased.tenant, reason, is_first=True)
         # After the caller's transaction the row may be gone, or the connection in another schema.
         found = find(erased.pk)
         if found is not None and Identity.of(erased).is_account(found):
             record(erased, Event.LEFT_VALID, reason, generation=erased.generation + 1)
         else:
             logger.error("The tokens of row %s stay valid at Bipsync (%s).", erased.pk, reason)
+    else:
+        breaker.note_success(erased.tenant)
+
+
+def why_left_valid(row: BipsyncToken) -> str:
+    """Return the code of what would keep the row's pair from being spent now, or an empty text.
+
+    Bipsync is not asked: it may still refuse, or not answer.
+    """
+    try:
+        _what_to_spend(row)
+        breaker.raise_if_open(row.tenant)
+    except BipsyncError as error:
+        return _reason(error)
+    return ""
+
+
+@sensitive_variables()
+def _what_to_spend(row: BipsyncToken) -> tuple[Tenant, str]:
+    tenant = get_tenant(row.tenant)
+    raise_if_foreign(row)
+    refresh_token = row.unseal("refresh_token")
+    if row.client_id != tenant.client_id or refresh_token is None:
+        raise RefreshUnavailable("other_application", "Another application's token.")
+    if not get_settings().refresh_enabled:
+        raise RefreshUnavailable("disabled", "Refreshing is switched off (REFRESH_ENABLED).")
+    return tenant, refresh_token
+
+
+def _reason(error: BipsyncError) -> str:
+    reason = "secret_unreadable" if isinstance(error, SecretUnreadable) else "configuration"
+    return str(getattr(error, "code", reason))
 
 
 def end_sessions(token: BipsyncToken, *, actor: AbstractBaseUser | None = None) -> None:

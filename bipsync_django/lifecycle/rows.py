@@ -16,7 +16,7 @@ from django.utils.crypto import salted_hmac
 
 from .. import breaker, durable, policy
 from ..claim_paths import find as find_claim
-from ..conf import get_settings
+from ..conf import get_settings, get_tenant
 from ..durable import database
 from ..exceptions import ConfigurationError, RefreshUnavailable, RowMismatch, SignInRequired
 from ..models import BipsyncToken, BipsyncTokenQuerySet, TenantState
@@ -227,7 +227,11 @@ def write(rows: models.QuerySet[Any], **values: Any) -> int:
 
 
 def may_be_used(row: BipsyncToken) -> bool:
-    return row.kind == BipsyncToken.Kind.SERVICE or (row.user is not None and row.user.is_active)
+    """Whether the grant serves anybody: an active person or a service account, at a tenant."""
+    is_active = row.kind == BipsyncToken.Kind.SERVICE or (
+        row.user is not None and row.user.is_active
+    )
+    return is_active and row.tenant in get_settings().tenants
 
 
 def is_refused(row: BipsyncToken) -> bool:
@@ -244,6 +248,8 @@ def raise_if_ended(row: BipsyncToken) -> None:
 
 
 def raise_if_foreign(row: BipsyncToken) -> None:
+    """Raise ``UnknownTenant`` for a tenant without settings, and ``OtherDeployment``."""
+    get_tenant(row.tenant)
     # Annotated by read; a row that was just signed in has it from the same process.
     breaker.raise_if_foreign(row.tenant, getattr(row, "deployment", None) or "")
 

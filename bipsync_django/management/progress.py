@@ -14,5 +14,6 @@ def show(out: OutputWrapper, done: int, total: int) -> None:
     total = max(total, done)
     filled = _WIDTH * done // max(total, 1)
     bar = "#" * filled + "." * (_WIDTH - filled)
-    out.write(f"\r[{bar}] {done}/{total}", ending="")
+    # In no colour, not even on the stream that shows errors in red.
+    out.write(f"\r[{bar}] {done}/{total}", str, ending="")
     out.flush()

@@ -38,7 +38,8 @@ class Command(BaseCommand):
         )
 
     def handle(self, *args: Any, dry_run: bool, threads: int, **options: Any) -> None:
-        due = BipsyncToken.objects.due(timezone.now()).count()
+        rows = BipsyncToken.objects.filter(tenant__in=list(get_settings().tenants))
+        due = rows.due(timezone.now()).count()
         held_back = breaker.tenants_held_back()
         if dry_run:
             self.stdout.write(f"{due} due.")

@@ -1,0 +1,1 @@
+"""The test site with django-hijack: administrators act as other people for a while."""

@@ -19,6 +19,7 @@ from django.core.signals import setting_changed
 from django.dispatch import receiver
 
 from .exceptions import ConfigurationError
+from .redaction import without_traces
 from .secret_sources import SecretSource, reread, secret
 
 __all__ = [
@@ -93,6 +94,7 @@ class Tenant:
             allow_insecure_loopback=self.allow_insecure_loopback,
         )
 
+    @without_traces
     def has_another_secret(self, refused: str) -> bool:
         """Return whether the source has another secret by now than the one that was refused."""
         reread(self.client_secret_source)

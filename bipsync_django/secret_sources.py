@@ -18,7 +18,7 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 from .exceptions import ConfigurationError
-from .redaction import silence
+from .redaction import silence, without_traces
 
 __all__ = ["SecretSource", "reread", "secret"]
 
@@ -34,6 +34,7 @@ _FAILED_AGAIN = 5.0
 _TIMEOUT = 3.0
 
 
+@without_traces
 def secret(
     source: SecretSource, *, name: str = "secret", allow_insecure_loopback: bool = False
 ) -> str:

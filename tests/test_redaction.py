@@ -417,7 +417,7 @@ def test_an_error_that_is_its_own_cause_stops_nothing(records: list[str]) -> Non
     outer.__cause__, caught.value.__cause__ = caught.value, outer
     for error_ in (caught.value, outer):
         logging.getLogger("django.request").error("failed", exc_info=error_)
-        redaction.forget_variables(error_, None)
+        redaction._clear_frames(error_, None)
     assert any("round and round" in line for line in records)
 
 

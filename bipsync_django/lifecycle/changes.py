@@ -8,7 +8,6 @@ from django.contrib.auth.models import AbstractBaseUser
 from django.db import IntegrityError, connections, transaction
 from django.db.models import F
 from django.utils import timezone
-from django.views.decorators.debug import sensitive_variables
 
 from .. import breaker, rights, signals
 from ..conf import Tenant, get_settings, get_tenant
@@ -25,6 +24,7 @@ from ..exceptions import (
 from ..models import BipsyncToken, TokenEvent
 from ..oauth.claims import Claims
 from ..oauth.client import TokenPair, refresh_pair
+from ..redaction import without_traces
 from .protocol import obtain
 from .rows import (
     find,
@@ -49,6 +49,7 @@ Event = TokenEvent.Name
 _TRIES = 10
 
 
+@without_traces
 def sign_in(
     tenant: Tenant,
     claims: Claims,
@@ -110,6 +111,7 @@ def sign_in(
     return row
 
 
+@without_traces
 def link(
     tenant: Tenant,
     subject: str,
@@ -145,6 +147,7 @@ def link(
         return True
 
 
+@without_traces
 def unlink(token: BipsyncToken, *, actor: AbstractBaseUser | None = None) -> None:
     """Give the grant up, and let the Bipsync account belong to nobody here.
 
@@ -165,6 +168,7 @@ def unlink(token: BipsyncToken, *, actor: AbstractBaseUser | None = None) -> Non
         transaction.on_commit(lambda: send(signals.disconnected, read(row.pk)), using=database())
 
 
+@without_traces
 def disconnect(
     token: BipsyncToken, *, actor: AbstractBaseUser | None = None, end_at_bipsync: bool = True
 ) -> None:
@@ -181,7 +185,7 @@ def disconnect(
         send(signals.disconnected, row)
 
 
-@sensitive_variables()
+@without_traces
 def _give_up(
     token: BipsyncToken, actor: AbstractBaseUser | None, *, end_at_bipsync: bool = True
 ) -> bool:
@@ -223,7 +227,7 @@ def _erase(pk: int) -> BipsyncToken | None:
     raise RefreshUnavailable("busy", "The row changes all the time; try again.")
 
 
-@sensitive_variables()
+@without_traces
 def _spend(erased: BipsyncToken) -> None:
     """Put the pair that the row had out of use at Bipsync."""
     try:
@@ -248,6 +252,7 @@ def _spend(erased: BipsyncToken) -> None:
         )
 
 
+@without_traces
 def end_sessions(token: BipsyncToken, *, actor: AbstractBaseUser | None = None) -> None:
     """End the sessions that came from this grant; the grant itself stays.
 

@@ -19,6 +19,7 @@ from ..exceptions import SignInRefused
 from ..models import BipsyncToken, TokenEvent
 from ..oauth.claims import Claims
 from ..oauth.client import TokenPair
+from ..redaction import without_traces
 from .changes import disconnect, lock
 from .rows import granted, kept_claims, pair_values, read, tokens
 
@@ -31,6 +32,7 @@ Kind = BipsyncToken.Kind
 Event = TokenEvent.Name
 
 
+@without_traces
 def authorise_service(
     tenant: Tenant,
     claims: Claims,
@@ -74,6 +76,7 @@ def authorise_service(
     return row
 
 
+@without_traces
 def confirm_service(token: BipsyncToken, *, actor: AbstractBaseUser) -> bool:
     """Take the account into use that ``actor`` has seen. The tenant's other ones are given up.
 
@@ -103,6 +106,7 @@ def confirm_service(token: BipsyncToken, *, actor: AbstractBaseUser) -> bool:
     return True
 
 
+@without_traces
 def prune_unconfirmed() -> None:
     """Throw away what nobody has confirmed within an hour."""
     late = timezone.now() - CONFIRMED_WITHIN

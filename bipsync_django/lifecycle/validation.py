@@ -6,7 +6,6 @@ The pair is safe whatever comes out.
 from contextlib import suppress
 
 from django.utils import timezone
-from django.views.decorators.debug import sensitive_variables
 
 from .. import breaker, durable, signals
 from ..conf import get_tenant
@@ -15,6 +14,7 @@ from ..events import record
 from ..exceptions import KeysUnavailable, RefreshUnavailable, SignInRequired, TokenRefused
 from ..models import BipsyncToken, TokenEvent
 from ..oauth.claims import Claims, validate_access_token
+from ..redaction import without_traces
 from .rows import granted, is_refused, kept_claims, send, tokens, write
 
 __all__ = ["validate", "validate_beside"]
@@ -23,6 +23,7 @@ Status = BipsyncToken.Status
 Event = TokenEvent.Name
 
 
+@without_traces
 def validate(row: BipsyncToken, *, from_provider: bool = False) -> Claims | None:
     """Step 10: look at the token that is stored already; the pair is safe whatever comes out.
 
@@ -57,6 +58,7 @@ def validate(row: BipsyncToken, *, from_provider: bool = False) -> Claims | None
     return claims
 
 
+@without_traces
 def validate_beside(row: BipsyncToken) -> None:
     """Validate, and keep the verdict whatever becomes of the caller's transaction.
 
@@ -79,7 +81,7 @@ def _keep_verdict(row: BipsyncToken) -> None:
         durable.outside_transaction(lambda: validate(row), database())
 
 
-@sensitive_variables()
+@without_traces
 def _check(row: BipsyncToken, *, from_provider: bool = False) -> Claims | None:
     raw = row.unseal("access_token")
     if raw is None:

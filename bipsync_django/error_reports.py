@@ -9,7 +9,7 @@ from django.conf import settings
 from django.http import HttpRequest
 from django.views.debug import SafeExceptionReporterFilter
 
-from .redaction import REDACTED, redact
+from .redaction import REDACTED, names_secret, redact
 
 __all__ = ["STOCK", "ReporterFilter", "guard", "redact_event"]
 
@@ -111,7 +111,6 @@ def _redact_all(value: Any) -> Any:
 
 def _redact_named(name: object, value: Any) -> Any:
     """Redact a value by its name too: ``{"code": "x"}`` says as much as ``code=x``."""
-    if isinstance(name, str) and isinstance(value, str):
-        pair = f"{name}={value}"
-        return redact(value) if redact(pair) == pair else REDACTED
+    if isinstance(name, str) and isinstance(value, str) and names_secret(name):
+        return REDACTED
     return _redact_all(value)

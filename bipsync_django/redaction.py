@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
-__all__ = ["REDACTED", "install", "redact", "silence", "without_traces"]
+__all__ = ["REDACTED", "install", "names_secret", "redact", "silence", "without_traces"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -69,6 +69,11 @@ def redact(text: str) -> str:
         text = pattern.sub(REDACTED, text)
     text = _BASIC.sub(rf"\g<1>{REDACTED}", text)
     return _NAMED.sub(_without_value, text)
+
+
+def names_secret(name: str) -> bool:
+    """Return whether ``redact`` takes out the value that stands behind ``name``."""
+    return re.fullmatch(_NAMES, name, re.IGNORECASE) is not None
 
 
 def _without_value(found: re.Match[str]) -> str:

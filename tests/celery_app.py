@@ -9,6 +9,7 @@ from typing import Any
 from celery import Celery
 
 from bipsync_django.schedule import BEAT_SCHEDULE
+from tests import trackers
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.settings")
 
@@ -46,3 +47,17 @@ app.conf.update(
     beat_schedule={name: {**entry, "schedule": 1.0} for name, entry in BEAT_SCHEDULE.items()},
 )
 app.autodiscover_tasks()
+
+if folder := os.environ.get("TEST_TRACKER"):
+    trackers.start(Path(folder))
+
+
+@app.task(name="site.report", ignore_result=True)
+def report(pk: int) -> None:
+    """A task of the site's own that needs Bipsync."""
+    from bipsync_django.api import api_session
+    from bipsync_django.models import BipsyncToken
+
+    person: Any = BipsyncToken.objects.get(pk=pk).user
+    with api_session(person) as session:
+        session.get("/v1/users/me")

@@ -325,6 +325,7 @@ def _break_pages(journey: Journey) -> None:
 
     def walk(**kwargs: Any) -> None:
         journey.keep("frames", held(sys.exception(), apart_from=__file__))
+        journey.keep("frames", repr((kwargs["request"], kwargs["request"].META)))
 
     engines, templates = journey.settings.TEMPLATES, journey.folder / "templates"
     templates.mkdir()

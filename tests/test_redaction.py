@@ -607,6 +607,22 @@ def test_an_error_that_says_no_secret_is_kept_as_it_is(caplog: pytest.LogCapture
     assert record.exc_info is not None
 
 
+@pytest.mark.parametrize("suppressed", [False, True])
+def test_an_error_that_only_followed_one_with_a_secret_is_told_without_it(
+    suppressed: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    # No cause, and error trackers show the context of an error even where "from None" hides it.
+    follower = RuntimeError("what came of it")
+    follower.__context__ = ValueError(JWT)
+    follower.__suppress_context__ = suppressed
+    assert follower.__cause__ is None
+    logging.getLogger("bipsync_django.api").error("failed", exc_info=follower)
+    (record,) = caplog.records
+    assert record.exc_info is None
+    assert "what came of it" in (record.exc_text or "")
+    assert_hidden([JWT], [caplog.text, repr(vars(record))])
+
+
 class Unspeakable(Exception):
     def __str__(self) -> str:
         raise ValueError(JWT)

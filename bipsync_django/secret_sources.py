@@ -255,7 +255,8 @@ def _from_azure(place: str, name: str, allow_insecure_loopback: bool) -> str:
             f"{name}: write azure-keyvault:https://VAULT.vault.azure.net/secrets/NAME, and after "
             "it, if need be, /version or #key"
         )
-    source = f"azure-keyvault:{parts.netloc}/secrets/{path[1]}"
+    # An address may hold a password, though it is refused then.
+    source = f"azure-keyvault:{parts.netloc.rpartition('@')[2]}/secrets/{path[1]}"
     _expect_secure(rest, source, name, allow_insecure_loopback)
     try:
         with (
@@ -303,9 +304,10 @@ def _member(value: str, key: str, source: str, name: str) -> str:
 
 def _expect_secure(url: str, source: str, name: str, allow_insecure_loopback: bool) -> None:
     parts = urlsplit(url)
-    if parts.scheme == "https" and "@" not in parts.netloc:
-        return
-    if parts.scheme == "http" and allow_insecure_loopback and _is_loopback(parts.hostname or ""):
+    may_be_plain = allow_insecure_loopback and _is_loopback(parts.hostname or "")
+    if "@" not in parts.netloc and (
+        parts.scheme == "https" or (parts.scheme == "http" and may_be_plain)
+    ):
         return
     raise ConfigurationError(
         f"{name}: {source} would be asked at an address that is not https://, so it is not asked."

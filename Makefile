@@ -11,7 +11,7 @@ MYSQLCLIENT := $(shell pkg-config --exists libmariadb 2>/dev/null \
 	|| pkg-config --exists mysqlclient 2>/dev/null && echo mysqlclient)
 
 LOWEST := .lowest
-LOWEST_TESTS := claims client transport keys fields secret_sources sign_in views
+LOWEST_TESTS := claims client transport keys fields secret_sources sign_in
 
 # Interpreters that pyenv has, beside those on the PATH.
 PYENV := $(shell pyenv root 2>/dev/null)
@@ -45,7 +45,7 @@ docs: $(VENV)/dev
 
 # A floor of pyproject.toml is a promise. What talks to Bipsync, reads tokens and signs in keeps it.
 lowest: $(LOWEST)/installed
-	$(LOWEST)/bin/python -m pytest -q -p no:cacheprovider $(addprefix tests/test_,$(addsuffix .py,$(LOWEST_TESTS)))
+	$(LOWEST)/bin/python -m pytest -q -p no:cacheprovider --session-timeout 600 $(addprefix tests/test_,$(addsuffix .py,$(LOWEST_TESTS)))
 
 $(LOWEST)/installed: $(VENV)/dev tests/lowest.py
 	@echo "Installing the lowest versions …"

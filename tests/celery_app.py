@@ -9,7 +9,6 @@ from typing import Any
 from celery import Celery
 
 from bipsync_django.schedule import BEAT_SCHEDULE
-from tests import trackers
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.settings")
 
@@ -49,6 +48,8 @@ app.conf.update(
 app.autodiscover_tasks()
 
 if folder := os.environ.get("TEST_TRACKER"):
+    from tests import trackers
+
     trackers.start(Path(folder))
 
 

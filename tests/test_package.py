@@ -197,7 +197,7 @@ def test_the_lowest_versions_are_constraints_for_all_that_is_declared() -> None:
     floors = lowest.floors()
     assert floors.items() <= lines.items()
     pinned = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines())
-    newer = {canonicalize_name(name): Version(version) for name, version in pinned.items()}
+    newer = {str(canonicalize_name(name)): Version(one) for name, one in pinned.items()}
     assert all(Version(version) <= newer[name] for name, version in floors.items())
     # These come along with them, and have to fit.
     assert not {"redis", "msal", "s3transfer", "amqp"} & lines.keys()

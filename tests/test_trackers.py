@@ -142,7 +142,7 @@ def test_the_query_is_forgotten_before_anything_is_logged(
     class Reads(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             for info in inspect.stack():
-                request = info.frame.f_locals.get("request")
+                request: Any = info.frame.f_locals.get("request")
                 if hasattr(request, "META"):
                     seen.append(f"{request!r} {request.GET!r}")
                     seen.append(repr([request.META.get(n) for n in QUERIES]))
@@ -362,7 +362,7 @@ def test_no_variable_is_left_in_what_leaves() -> None:
     assert [one.f_locals.keys() for one in doors] == [{"function", "outer"}]
 
 
-def _raised(secret: str) -> BaseException:
+def _raised(secret: str) -> Exception:
     try:
         raise ValueError(len(secret))
     except ValueError as error:

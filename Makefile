@@ -10,11 +10,14 @@ PINNED := --constraint constraints.txt --build-constraint constraints.txt
 MYSQLCLIENT := $(shell pkg-config --exists libmariadb 2>/dev/null \
 	|| pkg-config --exists mysqlclient 2>/dev/null && echo mysqlclient)
 
+LOWEST := .lowest
+LOWEST_TESTS := claims client transport keys fields secret_sources sign_in
+
 # Interpreters that pyenv has, beside those on the PATH.
 PYENV := $(shell pyenv root 2>/dev/null)
 PYTHONS := $(wildcard $(PYENV)/versions/3.1[1-3].*/bin/python3.1[1-3])
 
-.PHONY: help demo test lint docs screenshots matrix clean
+.PHONY: help demo test lint docs lowest screenshots matrix clean
 
 help:
 	@echo "make demo               a staff portal and a simulated Bipsync, in your browser"
@@ -22,13 +25,14 @@ help:
 	@echo "make test               everything that CI runs"
 	@echo "make docs               the documentation as HTML, in docs/_build/html"
 	@echo "make screenshots        the pictures in the documentation, from the browser tests"
+	@echo "make lowest             the tests that count most, on the lowest versions that are allowed"
 	@echo "make matrix             the tests on every Python and Django that is there"
 	@echo "make clean              remove what the others made"
 
 demo: $(VENV)/demo
 	@$(BIN)/python -m sample_project.demo $(ARGS)
 
-test: lint docs
+test: lint docs lowest
 	$(BIN)/python -m pytest --cov --cov-report=term $(ARGS)
 
 lint: $(VENV)/dev
@@ -38,6 +42,18 @@ lint: $(VENV)/dev
 
 docs: $(VENV)/dev
 	$(BIN)/python -m sphinx -b html -W --keep-going -n -q docs docs/_build/html
+
+# A floor of pyproject.toml is a promise. What talks to Bipsync, reads tokens and signs in keeps it.
+lowest: $(LOWEST)/installed
+	$(LOWEST)/bin/python -m pytest -q -p no:cacheprovider --session-timeout 600 $(addprefix tests/test_,$(addsuffix .py,$(LOWEST_TESTS)))
+
+$(LOWEST)/installed: $(VENV)/dev tests/lowest.py
+	@echo "Installing the lowest versions …"
+	@rm -rf $(LOWEST) && $(PYTHON) -m venv --without-pip $(LOWEST)
+	@$(BIN)/python -m tests.lowest > $(LOWEST)/constraints.txt
+	@$(PIP) --python $(LOWEST)/bin/python install --constraint $(LOWEST)/constraints.txt \
+		--build-constraint constraints.txt --group lowest $(MYSQLCLIENT) --editable .[aws,azure,redis,testing]
+	@touch $@
 
 # Those that are there are taken anew. The browser tests show each page in a state that they assert.
 screenshots: $(VENV)/dev
@@ -68,4 +84,4 @@ $(VENV)/dev: $(VENV)/demo
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .demo .tox docs/_build build dist *.egg-info .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(LOWEST) .demo .tox docs/_build build dist *.egg-info .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -7,7 +7,6 @@ which all sessions of a process share.
 
 import copy
 import os
-import sys
 from typing import Any, Self
 from urllib.parse import urlsplit
 
@@ -31,7 +30,7 @@ from . import lifecycle
 from .conf import Tenant, get_tenant, is_secure_url
 from .exceptions import AddressRefused, ForeignHost, MissingScope, SignInRequired, Unauthorized
 from .models import BipsyncToken
-from .redaction import forget_variables
+from .redaction import without_traces
 
 __all__ = ["api_session", "service_session"]
 
@@ -145,13 +144,10 @@ class _TokenAdapter(BaseAdapter):
         if request.url is not None and request.url.startswith("http:"):
             # A proxy of the environment would carry the token away from loopback, in clear.
             kwargs["proxies"] = {}
-        outer = sys.exc_info()[1]
         try:
             response = self._send(request, kwargs)
-        except BaseException as error:
-            if isinstance(error, requests.RequestException):
-                error.request = request
-            forget_variables(error, outer)
+        except requests.RequestException as error:
+            error.request = request
             raise
         response.request = request
         return response
@@ -159,6 +155,7 @@ class _TokenAdapter(BaseAdapter):
     def close(self) -> None:
         """Leave the connections open: they belong to all sessions of the process."""
 
+    @without_traces
     def _send(self, request: requests.PreparedRequest, kwargs: dict[str, Any]) -> requests.Response:
         signed = _sign(request, lifecycle.access_token(self._token))
         response = _exchange(signed, kwargs)

@@ -21,6 +21,7 @@ from django.dispatch import receiver
 from django.utils.module_loading import import_string
 
 from .exceptions import ConfigurationError, UnknownTenant
+from .redaction import without_traces
 from .secret_sources import SecretSource, reread, secret
 
 __all__ = [
@@ -100,6 +101,7 @@ class Tenant:
             allow_insecure_loopback=self.allow_insecure_loopback,
         )
 
+    @without_traces
     def has_another_secret(self, refused: str) -> bool:
         """Return whether the source has another secret by now than the one that was refused."""
         reread(self.client_secret_source)

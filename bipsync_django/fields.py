@@ -18,9 +18,9 @@ from django.core.signals import setting_changed
 from django.db import models
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.dispatch import receiver
-from django.views.decorators.debug import sensitive_variables
 
 from .exceptions import ConfigurationError, SecretUnreadable
+from .redaction import without_traces
 
 try:
     from encrypted_model_fields import fields as encrypted_fields
@@ -42,7 +42,7 @@ class Sealed:
     def __init__(self, ciphertext: str) -> None:
         self.ciphertext = ciphertext
 
-    @sensitive_variables()
+    @without_traces
     def unseal(self, *place: str) -> str:
         """Return the secret that was sealed for exactly this ``place``.
 
@@ -59,6 +59,7 @@ class Sealed:
             raise SecretUnreadable("A stored secret was sealed for another row or column.")
         return value
 
+    @without_traces
     def is_current(self) -> bool:
         """Return whether the first of ``FIELD_ENCRYPTION_KEY`` encrypted it, as it does now."""
         try:
@@ -67,6 +68,7 @@ class Sealed:
             return False
         return True
 
+    @without_traces
     def renewed(self) -> "Sealed":
         """Return the same secret, encrypted with the first key. Raises ``SecretUnreadable``."""
         try:
@@ -93,7 +95,7 @@ def _first_key() -> Fernet:
     return Fernet(keys[0] if isinstance(keys, list | tuple) else keys)
 
 
-@sensitive_variables()
+@without_traces
 def seal(value: str, *place: str) -> Sealed:
     """Encrypt ``value`` together with the ``place`` that it is for (row identity and column)."""
     ciphertext: bytes = encrypted_fields.encrypt_str(json.dumps([*place, value]))

@@ -34,6 +34,7 @@ from .conf import Tenant, get_settings
 from .exceptions import ConfigurationError, SignInRefused
 from .models import SpentState
 from .oauth.client import authorization_url, create_verifier
+from .redaction import without_traces
 
 __all__ = [
     "CONNECT",
@@ -94,6 +95,7 @@ class Trip:
     user: str = ""
 
 
+@without_traces
 def begin(
     request: HttpRequest,
     tenant: Tenant,
@@ -158,6 +160,7 @@ def callback_path(tenant: str) -> str:
     return reverse("bipsync:callback", kwargs={} if is_first else {"tenant": tenant})
 
 
+@without_traces
 def find(request: HttpRequest, state: str) -> Trip:
     """Return the trip that this browser began with ``state``, however old.
 
@@ -171,6 +174,7 @@ def find(request: HttpRequest, state: str) -> Trip:
     return trip
 
 
+@without_traces
 def recall(request: HttpRequest, state: str) -> Trip | None:
     """Return the trip that this browser carries for ``state``, or ``None``."""
     if not _STATE.fullmatch(state):
@@ -179,6 +183,7 @@ def recall(request: HttpRequest, state: str) -> Trip | None:
     return trip if trip is not None and secrets.compare_digest(trip.state, state) else None
 
 
+@without_traces
 def spend(trip: Trip) -> None:
     """Use the trip's state up, for all processes. Raises ``SignInRefused`` if late or used."""
     if not -_CLOCKS_APART <= time.time() - trip.started <= LIFETIME:

@@ -10,6 +10,7 @@ from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
 from .fields import Sealed, SealedField, seal
+from .redaction import without_traces
 
 __all__ = [
     "BipsyncToken",
@@ -163,10 +164,12 @@ class BipsyncToken(models.Model):
         """The granted scopes."""
         return frozenset(self.scopes.split())
 
+    @without_traces
     def seal(self, column: str, value: str) -> Sealed:
         """Encrypt ``value`` so that it opens in this row's ``column`` only."""
         return seal(value, *self._place(column))
 
+    @without_traces
     def unseal(self, column: str) -> str | None:
         """Return the secret in ``column``, or ``None``. Raises ``SecretUnreadable``."""
         sealed: Sealed | None = getattr(self, column)

@@ -10,13 +10,13 @@ from django.db import Error
 from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
 from django.utils.crypto import constant_time_compare
 from django.views.decorators.cache import never_cache
-from django.views.decorators.debug import sensitive_variables
 from django.views.decorators.http import require_safe
 
 from . import health as figures
 from . import lifecycle
 from .conf import get_settings
 from .exceptions import ConfigurationError
+from .redaction import without_traces
 
 __all__ = ["health"]
 
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 @login_not_required
 @never_cache
 @require_safe
-@sensitive_variables()
+@without_traces
 def health(request: HttpRequest) -> HttpResponse:
     """Answer with counts for each tenant, to who shows ``HEALTH_TOKEN`` as a bearer token.
 

@@ -4,13 +4,19 @@ This is the second line: the package does not log secrets in the first place. It
 mistake, ours or a library's, and a log file that is kept for years.
 """
 
+import functools
 import logging
 import re
+import sys
 import traceback
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
-__all__ = ["REDACTED", "forget_variables", "install", "redact", "silence"]
+__all__ = ["REDACTED", "install", "names_secret", "redact", "silence", "without_traces"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 _PACKAGE = __name__.partition(".")[0]
 
@@ -85,6 +91,11 @@ def redact(text: str) -> str:
     return _BASIC.sub(rf"\g<1>{REDACTED}", text)
 
 
+def names_secret(name: str) -> bool:
+    """Return whether ``redact`` takes out the value that stands behind ``name``."""
+    return re.fullmatch(_NAMES, name, re.IGNORECASE) is not None
+
+
 def _without_value(found: re.Match[str]) -> str:
     quote = found["quote"] or ""
     return f"{found['before']}{found['name']}{found['between']}{quote}{REDACTED}{quote}"
@@ -103,18 +114,52 @@ def silence(*loggers: str) -> None:
         logging.getLogger(name).addFilter(_NO_DEBUG)
 
 
-def forget_variables(error: BaseException, outer: BaseException | None) -> None:
-    """Clear the variables of the frames that ``error`` and its causes have left.
+def without_traces(function: Callable[P, R]) -> Callable[P, R]:
+    """Decorate a function that handles secrets: an exception that leaves it carries no variable.
 
-    Tokens and headers are among them, and error trackers show variables. ``outer`` is what was
-    being handled when our own code began: its frames are the site's, and may go on.
+    Error trackers show the variables of every frame that an exception has passed, and tokens and
+    headers are among ours. This clears the frames of ``function`` and of all that it has called,
+    for the exception itself, for its causes and for the members of a group. Frames of the callers
+    stay as they are, and so do those of an exception that the caller was handling already.
+
+    Use it as the outermost decorator: the frame of any other one keeps the arguments.
     """
-    link: BaseException | None = error
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        outer = sys.exception()
+        try:
+            return function(*args, **kwargs)
+        except BaseException as error:
+            # This frame still runs, so nothing else can clear it.
+            del args, kwargs
+            _clear_frames(error, outer)
+            raise
+
+    return call
+
+
+def _clear_frames(error: BaseException, outer: BaseException | None) -> None:
+    spared = set() if outer is None else {id(link) for link in _chain(outer)}
+    for link in _chain(error):
+        if id(link) not in spared:
+            traceback.clear_frames(link.__traceback__)
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """Yield the error, all that led to it, and the members of groups, each once."""
+    todo: list[BaseException | None] = [error]
     seen: set[int] = set()
-    while link is not None and link is not outer and id(link) not in seen:
+    while todo:
+        link = todo.pop()
+        # An error may be its own cause.
+        if link is None or id(link) in seen:
+            continue
         seen.add(id(link))
-        traceback.clear_frames(link.__traceback__)
-        link = link.__context__
+        yield link
+        todo += [link.__cause__, link.__context__]
+        if isinstance(link, BaseExceptionGroup):
+            todo += link.exceptions
 
 
 # --- logs
@@ -149,23 +194,13 @@ def _says_a_secret(error: BaseException) -> bool:
 
     An error whose text cannot be had counts as one that does.
     """
-    todo: list[BaseException | None] = [error]
-    seen: set[int] = set()
-    while todo:
-        link = todo.pop()
-        # An error may be its own cause.
-        if link is None or id(link) in seen:
-            continue
-        seen.add(id(link))
+    for link in _chain(error):
         try:
             said = "\n".join(map(str, (link, *getattr(link, "__notes__", ()))))
         except Exception:  # noqa: BLE001 - its own
             return True
         if redact(said) != said:
             return True
-        todo += [link.__cause__, link.__context__]
-        if isinstance(link, BaseExceptionGroup):
-            todo += link.exceptions
     return False
 
 

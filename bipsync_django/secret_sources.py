@@ -18,7 +18,7 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 from .exceptions import ConfigurationError
-from .redaction import silence
+from .redaction import silence, without_traces
 
 __all__ = ["SecretSource", "reread", "secret"]
 
@@ -34,6 +34,7 @@ _FAILED_AGAIN = 5.0
 _TIMEOUT = 3.0
 
 
+@without_traces
 def secret(
     source: SecretSource, *, name: str = "secret", allow_insecure_loopback: bool = False
 ) -> str:
@@ -254,7 +255,8 @@ def _from_azure(place: str, name: str, allow_insecure_loopback: bool) -> str:
             f"{name}: write azure-keyvault:https://VAULT.vault.azure.net/secrets/NAME, and after "
             "it, if need be, /version or #key"
         )
-    source = f"azure-keyvault:{parts.netloc}/secrets/{path[1]}"
+    # An address may hold a password, though it is refused then.
+    source = f"azure-keyvault:{parts.netloc.rpartition('@')[2]}/secrets/{path[1]}"
     _expect_secure(rest, source, name, allow_insecure_loopback)
     try:
         with (
@@ -302,9 +304,10 @@ def _member(value: str, key: str, source: str, name: str) -> str:
 
 def _expect_secure(url: str, source: str, name: str, allow_insecure_loopback: bool) -> None:
     parts = urlsplit(url)
-    if parts.scheme == "https" and "@" not in parts.netloc:
-        return
-    if parts.scheme == "http" and allow_insecure_loopback and _is_loopback(parts.hostname or ""):
+    may_be_plain = allow_insecure_loopback and _is_loopback(parts.hostname or "")
+    if "@" not in parts.netloc and (
+        parts.scheme == "https" or (parts.scheme == "http" and may_be_plain)
+    ):
         return
     raise ConfigurationError(
         f"{name}: {source} would be asked at an address that is not https://, so it is not asked."

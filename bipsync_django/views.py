@@ -26,7 +26,6 @@ from django.utils.encoding import escape_uri_path
 from django.views.decorators.cache import never_cache
 from django.views.decorators.clickjacking import xframe_options_deny
 from django.views.decorators.csrf import csrf_protect
-from django.views.decorators.debug import sensitive_variables
 from django.views.generic import View
 
 from . import confirmation, error_reports, flow, lifecycle, limits, returns, scopes, sessions
@@ -47,6 +46,7 @@ from .failures import login_url, refuse, refuse_program, wants_page
 from .models import BipsyncToken, TokenEvent
 from .oauth.claims import Claims, validate_access_token
 from .oauth.client import TokenPair, exchange_code
+from .redaction import without_traces
 from .users import SignIn, account_name
 
 __all__ = [
@@ -88,19 +88,18 @@ class _SignInView(View):
     account = ""
     web_url = ""
 
-    def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
+    def setup(self, request: HttpRequest, *args: Any, **kwargs: Any) -> None:
+        """Keep the request's query, and let no error report show it."""
+        super().setup(request, *args, **kwargs)
         error_reports.guard(request)
+        self.query = request.GET
+
+    @without_traces
+    def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
         try:
             response = super().dispatch(request, *args, **kwargs)
         except SignInRefused as refused:
-            try:
-                response = self.refuse(request, refused)
-            finally:
-                # The page may fail too, by the site's own template.
-                _forget_query(request)
-        except Exception:
-            _forget_query(request)
-            raise
+            response = self.refuse(request, refused)
         response.headers["Referrer-Policy"] = self.referrer_policy
         return response
 
@@ -121,7 +120,7 @@ class _SignInView(View):
 
     def next_url(self, request: HttpRequest) -> str:
         """Where the person was going."""
-        return flow.safe_next(request, request.GET.get("next", ""))
+        return flow.safe_next(request, self.query.get("next", ""))
 
 
 class LoginView(_SignInView):
@@ -170,13 +169,18 @@ class CallbackView(_SignInView):
     The address says which tenant sent it. What another one was asked for is not used.
     """
 
+    def setup(self, request: HttpRequest, *args: Any, **kwargs: Any) -> None:
+        """Forget the query as soon as it is read, before anything logs, renders or fails."""
+        super().setup(request, *args, **kwargs)
+        _forget_query(request)
+
     def get(self, request: HttpRequest, tenant: str | None = None) -> HttpResponse:
         trip = flow.find(request, self._parameter("state"))
-        if settings.SESSION_COOKIE_SAMESITE == "Strict" and _RESUMED not in request.GET:
+        if settings.SESSION_COOKIE_SAMESITE == "Strict" and _RESUMED not in self.query:
             return self._resume(request)
         flow.spend(trip)
         self._expect_the_tenants_own(trip, tenant)
-        if "error" in request.GET:
+        if "error" in self.query:
             self._raise_provider_error()
         self._expect_the_same_person(trip)
         claims, pair, found = self._redeem(trip, self._parameter("code"))
@@ -209,11 +213,11 @@ class CallbackView(_SignInView):
             sessions.end_lapsed_session(request)
         response = super().refuse(request, refused)
         if refused.reason not in {"unknown_state", "replayed_state"}:
-            flow.end(request, response, request.GET.get("state", ""))
+            flow.end(request, response, self.query.get("state", ""))
         return response
 
     def retry_url(self, request: HttpRequest, reason: str) -> str:
-        trip = flow.recall(request, request.GET.get("state", ""))
+        trip = flow.recall(request, self.query.get("state", ""))
         if reason == "other_person":
             return _home()
         if trip is None:
@@ -226,9 +230,9 @@ class CallbackView(_SignInView):
         return login_url(trip.next, trip.tenant)
 
     def _parameter(self, name: str) -> str:
-        values = self.request.GET.getlist(name)
+        values = self.query.getlist(name)
         if len(values) != 1 or not 0 < len(values[0]) <= _LONGEST_PARAMETER:
-            error = self.request.GET.get("error", "")
+            error = self.query.get("error", "")
             known = f" (with error={error})" if error in _PROVIDER_ERRORS else ""
             raise SignInRefused(
                 "incomplete", f"The callback needs one usable {name}, and has {len(values)}{known}."
@@ -241,7 +245,7 @@ class CallbackView(_SignInView):
         The browser keeps a ``SameSite=Strict`` session cookie back on a request that another
         site caused, and would drop the one that is set in its answer from the next page too.
         """
-        query = request.GET.copy()
+        query = self.query.copy()
         query[_RESUMED] = "1"
         url = f"{escape_uri_path(request.path)}?{query.urlencode()}"
         response = render(request, "bipsync_django/resume.html", {"resume_url": url})
@@ -249,7 +253,7 @@ class CallbackView(_SignInView):
         return response
 
     def _raise_provider_error(self) -> None:
-        error = self.request.GET["error"]
+        error = self.query["error"]
         reason = _PROVIDER_ERRORS.get(error, "unavailable")
         known = error if error in _PROVIDER_ERRORS else "an error of its own"
         raise SignInRefused(reason, f"Bipsync sent the browser back with {known}.")
@@ -267,7 +271,7 @@ class CallbackView(_SignInView):
                 f"The trip went to {trip.tenant}, and came back at the callback of {here}.",
             )
         # Bipsync is not known to send it, so it may be absent (RFC 9207, section 2.4).
-        if issuer is not None and self.request.GET.getlist("iss", [issuer]) != [issuer]:
+        if issuer is not None and self.query.getlist("iss", [issuer]) != [issuer]:
             raise SignInRefused("wrong_address", "The callback names another issuer (iss).")
 
     def _expect_the_same_person(self, trip: flow.Trip) -> None:
@@ -285,7 +289,6 @@ class CallbackView(_SignInView):
         if is_other:
             raise SignInRefused("other_person", "The session is by now another person's.")
 
-    @sensitive_variables()
     def _redeem(self, trip: flow.Trip, code: str) -> tuple[Claims, TokenPair, Tenant]:
         try:
             tenant = get_tenant(trip.tenant)
@@ -305,7 +308,6 @@ class CallbackView(_SignInView):
             raise SignInRefused("token_refused", str(error)) from error
         return claims, pair, tenant
 
-    @sensitive_variables()
     def _sign_in(
         self, trip: flow.Trip, tenant: Tenant, claims: Claims, pair: TokenPair
     ) -> tuple[AbstractBaseUser, BipsyncToken]:
@@ -337,7 +339,6 @@ class CallbackView(_SignInView):
             )
         return signed_in[0], token
 
-    @sensitive_variables()
     def _hold(
         self, trip: flow.Trip, tenant: Tenant, claims: Claims, pair: TokenPair
     ) -> BipsyncToken | None:
@@ -364,7 +365,6 @@ class CallbackView(_SignInView):
         flow.end(self.request, response, trip.state)
         return response
 
-    @sensitive_variables()
     def _authorise(self, trip: flow.Trip, tenant: Tenant, claims: Claims, pair: TokenPair) -> None:
         with _storing():
             person: Any = _person_here(self.request)
@@ -483,7 +483,6 @@ class ConfirmConnectionView(_SignInView):
         is_theirs = row.user_id is not None and row.user_id == self.request.user.pk
         return is_theirs and row.status == BipsyncToken.Status.ACTIVE
 
-    @sensitive_variables()
     def _read(self, row: BipsyncToken) -> tuple[Claims, Tenant]:
         """Return the claims of the pair that waits. Raises ``SignInRefused``."""
         try:
@@ -499,7 +498,6 @@ class ConfirmConnectionView(_SignInView):
         self.account, self.web_url = account_name(tenant, claims), tenant.web_url
         return claims, tenant
 
-    @sensitive_variables()
     def _connect(self, seen: BipsyncToken) -> None:
         claims, tenant = self._read(seen)
 
@@ -744,7 +742,7 @@ def _is_script(request: HttpRequest) -> bool:
 
 
 def _forget_query(request: HttpRequest) -> None:
-    """Django reports errors to the site's admins with the request in full, and so with the code."""
+    """Mails about errors, error trackers and logs show the request in full, and so its code."""
     request.GET = QueryDict()
     # The last two are what gunicorn and uWSGI add.
     for name in ("QUERY_STRING", "RAW_URI", "REQUEST_URI"):

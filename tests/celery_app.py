@@ -46,3 +46,19 @@ app.conf.update(
     beat_schedule={name: {**entry, "schedule": 1.0} for name, entry in BEAT_SCHEDULE.items()},
 )
 app.autodiscover_tasks()
+
+if folder := os.environ.get("TEST_TRACKER"):
+    from tests import trackers
+
+    trackers.start(Path(folder))
+
+
+@app.task(name="site.report", ignore_result=True)
+def report(pk: int) -> None:
+    """A task of the site's own that needs Bipsync."""
+    from bipsync_django.api import api_session
+    from bipsync_django.models import BipsyncToken
+
+    person: Any = BipsyncToken.objects.get(pk=pk).user
+    with api_session(person) as session:
+        session.get("/v1/users/me")

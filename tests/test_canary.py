@@ -25,13 +25,14 @@ from django.contrib.auth.models import User
 from django.core import mail
 from django.core.cache import cache
 from django.core.management import CommandError, call_command
+from django.core.signals import got_request_exception
 from django.db import connections
 from django.http import HttpRequest, HttpResponse
 from django.urls import path
 from django.utils.log import AdminEmailHandler
 from kombu import Connection, Exchange, Queue
 
-from bipsync_django import events, lifecycle
+from bipsync_django import events, failures, lifecycle, views
 from bipsync_django.api import api_session
 from bipsync_django.exceptions import BipsyncError
 from bipsync_django.models import BipsyncToken, TokenEvent
@@ -42,6 +43,7 @@ from tests.browser import CALLBACK, LOGIN, Browser, answer_confirmation, way_to_
 from tests.databases import for_child, on
 from tests.grants import expire, reload
 from tests.test_redaction import FAILURES
+from tests.trackers import Kept, break_templates, by_asgi, by_wsgi, held, marked, tracker
 from tests.workers import Worker
 
 CLIENT_SECRET = "canary/client+secret=" + secrets.token_urlsafe(24)
@@ -132,8 +134,10 @@ class Journey:
     settings: Any
     folder: Path
     alias: str
-    seen: dict[str, bytes] = field(default_factory=dict)
-    marked: dict[str, str] = field(default_factory=dict)
+    tracker: Kept
+    # Error trackers show the variables of the test's own frames, too.
+    seen: dict[str, bytes] = field(default_factory=dict, repr=False)
+    marked: dict[str, str] = field(default_factory=dict, repr=False)
 
     def keep(self, place: str, content: bytes | str) -> None:
         content = content.encode() if isinstance(content, str) else content
@@ -199,7 +203,8 @@ def journey(
     root.addHandler(log)
     root.setLevel(logging.DEBUG)
     requests.addHandler(mails)
-    yield Journey(bipsync, settings, tmp_path, database)
+    with tracker(views, failures) as kept:
+        yield Journey(bipsync, settings, tmp_path, database, kept)
     requests.removeHandler(mails)
     root.removeHandler(log)
     root.setLevel(level)
@@ -319,6 +324,34 @@ def _make_mistakes(journey: Journey, browser: Browser, monkeypatch: pytest.Monke
             journey.keep("a mail", str(content))
 
 
+def _break_pages(journey: Journey) -> None:
+    """Let sign-ins fail, and the site's own template for the page about it as well."""
+
+    def walk(**kwargs: Any) -> None:
+        journey.keep("frames", held(sys.exception(), apart_from=__file__))
+        journey.keep("frames", repr((kwargs["request"], kwargs["request"].META)))
+
+    engines, templates = journey.settings.TEMPLATES, journey.folder / "templates"
+    templates.mkdir()
+    break_templates(journey.settings, templates, "failure.html")
+    got_request_exception.connect(walk)
+    for how in FAILURES.values():
+        for server in (by_wsgi, by_asgi):
+            browser = Browser()
+            callback = journey.bipsync.approve(browser.begin())
+            trip = marked(browser, callback)
+            journey.marked |= {f"{name} of {callback[-8:]}": trip[name] for name in UNSPENT}
+            journey.bipsync.fail("token", how)
+            assert server(browser, callback) == 500
+            journey.bipsync.clear_failures()
+    got_request_exception.disconnect(walk)
+    journey.settings.TEMPLATES = engines
+    _close_breakers()
+
+
+UNSPENT = ("code", "verifier")
+
+
 def _mistake(*args: Any, **kwargs: Any) -> Any:
     raise RuntimeError("a mistake of ours")
 
@@ -351,12 +384,15 @@ def _work(journey: Journey, broker: str) -> None:
     """Let one refresh go well and one badly, in a worker on a real broker."""
     name = f"bipsync-canary-{uuid.uuid4().hex}"
     url, results = BROKERS[broker]
+    events = journey.folder / "events"
+    events.mkdir()
     environment = {
         "TEST_BROKER_URL": url,
         "TEST_BROKER_NAME": name,
         "TEST_RESULT_BACKEND": results,
         "TEST_BIPSYNC": journey.bipsync.url,
         "TEST_CLIENT_SECRET": CLIENT_SECRET,
+        "TEST_TRACKER": str(events),
     }
     rows = [expire(row) for row in BipsyncToken.objects.all()]
     generations = {row.pk: row.generation for row in rows}
@@ -377,9 +413,11 @@ def _work(journey: Journey, broker: str) -> None:
                 lambda: (
                     any(reload(row).generation > generations[row.pk] for row in rows)
                     and any(reload(row).last_error for row in rows)
+                    and b"RefreshUnavailable" in _told(events)
                 )
             )
         journey.keep("the worker's log", worker.told())
+        journey.keep("an event of the worker's", _told(events))
         journey.keep("what the worker left", _messages(url, name) + _redis_values(name))
     finally:
         _clean(url, name)
@@ -388,8 +426,9 @@ def _work(journey: Journey, broker: str) -> None:
 
 def _publish(journey: Journey, environment: Mapping[str, str]) -> None:
     code = (
-        "import django; django.setup(); import tests.celery_app; "
-        "from bipsync_django import tasks; tasks.refresh_due_tokens()"
+        "import django; django.setup(); from tests.celery_app import report; "
+        "from bipsync_django import tasks; tasks.refresh_due_tokens(); "
+        f"report.delay({BipsyncToken.objects.earliest('pk').pk})"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -399,6 +438,10 @@ def _publish(journey: Journey, environment: Mapping[str, str]) -> None:
     )
     assert done.returncode == 0, done.stderr.decode()
     journey.keep("what a publisher says", done.stdout + done.stderr)
+
+
+def _told(events: Path) -> bytes:
+    return b"\n".join(file.read_bytes() for file in events.iterdir())
 
 
 def _messages(url: str, name: str) -> bytes:
@@ -451,6 +494,7 @@ def _clean(url: str, name: str) -> None:
 
 
 def _look_around(journey: Journey) -> None:
+    journey.keep("an event", journey.tracker.text())
     journey.keep("a log", (journey.folder / "site.log").read_bytes())
     connection = connections[journey.alias]
     with connection.cursor() as cursor:
@@ -486,10 +530,14 @@ def _walk(journey: Journey, broker: str, monkeypatch: pytest.MonkeyPatch) -> Non
     _connect(journey)
     _refresh(journey)
     _make_mistakes(journey, browser, monkeypatch)
+    _break_pages(journey)
     _work(journey, broker)
     _run_commands(journey)
     lifecycle.disconnect(BipsyncToken.objects.earliest("pk"))
     _look_around(journey)
+
+
+TRACKED = ("an event", "an event of the worker's", "the worker's log", "frames")
 
 
 @pytest.mark.timeout(300)
@@ -509,7 +557,7 @@ def test_no_secret_is_anywhere_but_where_it_belongs(
     _needs_servers()
     _walk(journey, broker, monkeypatch)
     assert len(journey.marked) > 20, journey.marked.keys()
-    for place in ("a page", "a mail", "a log", "a queue", "the worker's log", "the cache"):
+    for place in ("a page", "a mail", "a log", "a queue", "the cache", *TRACKED):
         assert len(journey.seen[place]) > 100, place
     assert hits(journey.seen, journey.marked) == []
 

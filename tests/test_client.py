@@ -790,6 +790,62 @@ def test_what_only_resembles_a_dead_grant_ends_none(
 
 
 @pytest.mark.parametrize(
+    "description",
+    [
+        "The refresh token is invalid. Or so it seems.",
+        "It may be that: The refresh token is invalid.",
+        "the refresh token is invalid.",
+        "The refresh token is invalid",
+        "The refresh token is invalid. ",
+    ],
+)
+def test_a_description_that_only_holds_the_words_of_a_dead_grant_ends_none(
+    description: str, bipsync: SimulatedBipsync, tenant: Tenant
+) -> None:
+    answer = {"error": "invalid_request", "error_description": description}
+    bipsync.fail("token", Answer(401, answer))
+    assert type(error_of(refresh, tenant)) is ProviderMisconfigured
+
+
+@pytest.mark.parametrize("error", ["invalid_grant ", "Invalid_Grant", "invalid_grants", "grant"])
+def test_an_error_that_only_resembles_invalid_grant_ends_no_grant(
+    error: str, bipsync: SimulatedBipsync, tenant: Tenant
+) -> None:
+    for call in (refresh, exchange):
+        bipsync.fail("token", Answer(400, {"error": error}))
+        assert type(error_of(call, tenant)) is RetryLater
+
+
+@pytest.mark.parametrize(
+    "hint", ["Authorization code has expired since", "authorization code has expired", "expired"]
+)
+def test_a_hint_that_only_holds_the_words_of_a_dead_code_is_none(
+    hint: str, bipsync: SimulatedBipsync, tenant: Tenant
+) -> None:
+    bipsync.fail("token", Answer(400, {"error": "invalid_request", "hint": hint}))
+    assert type(error_of(exchange, tenant)) is ProviderMisconfigured
+
+
+@pytest.mark.parametrize("status", [400, 401, 403])
+@pytest.mark.parametrize(
+    "error",
+    [
+        "invalid_client",
+        "invalid_request",
+        "invalid_scope",
+        "unauthorized_client",
+        "unsupported_grant_type",
+    ],
+)
+def test_an_answer_that_names_its_error_keeps_that_name(
+    error: str, status: int, bipsync: SimulatedBipsync, tenant: Tenant
+) -> None:
+    bipsync.fail("token", Answer(status, {"error": error}))
+    told = error_of(refresh, tenant)
+    assert (type(told), told.code) == (ProviderMisconfigured, error)
+
+
+@pytest.mark.parametrize(
     "hint",
     [
         "Authorization code has been revoked",

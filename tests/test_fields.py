@@ -258,6 +258,16 @@ def test_a_plaintext_in_a_fixture_is_refused() -> None:
         list(serializers.deserialize("json", json.dumps(data)))
 
 
+@pytest.mark.parametrize("tail", [" plaintext", "\nplaintext", "=plaintext", "==\n", ".x", "é"])
+def test_a_ciphertext_with_a_plaintext_tail_is_refused(tail: str) -> None:
+    column = SealedField(name="access_token")
+    whole = seal("secret", "a").ciphertext
+    assert column.to_python(whole) == Sealed(whole)
+    for text in (whole + tail, tail + whole):
+        with pytest.raises(TypeError, match="sealed values only"):
+            column.to_python(text)
+
+
 def test_a_check_of_the_whole_row_makes_no_sealed_value_of_a_plaintext() -> None:
     token = make()
     token.access_token = ACCESS  # type: ignore[assignment]

@@ -467,6 +467,22 @@ def test_a_private_key_that_is_published_is_not_used(
     assert signing_key(tenant, "leaked", from_provider=True)
 
 
+@pytest.mark.parametrize("member", ["d", "p", "q", "dp", "dq", "qi", "oth"])
+@pytest.mark.parametrize("operations", [None, ["verify"]])
+def test_a_key_with_a_private_part_is_not_used_whatever_it_is_called_good_for(
+    member: str,
+    operations: list[str] | None,
+    bipsync: SimulatedBipsync,
+    tenant: Tenant,
+    good: dict[str, Any],
+) -> None:
+    # Nothing else is wrong with it.
+    jwk = good if operations is None else {**good, "key_ops": operations}
+    published(bipsync, {**jwk, "kid": "leaked", member: "AQAB"}, {**jwk, "kid": "whole"})
+    assert signing_key(tenant, "leaked", from_provider=True) is None
+    assert signing_key(tenant, "whole")
+
+
 def test_a_kid_that_is_published_twice_names_no_key(
     bipsync: SimulatedBipsync, tenant: Tenant, good: dict[str, Any]
 ) -> None:

@@ -1,11 +1,21 @@
 """What a site gets: a wheel, in an environment that has nothing else."""
 
+import ast
+import functools
 import subprocess
 import sys
+import tomllib
 import zipfile
+from collections.abc import Iterator, Mapping
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+from tests import lowest
 
 ROOT = Path(__file__).parent.parent
 
@@ -130,3 +140,72 @@ def test_the_wheel_works_in_an_environment_that_has_nothing_else(
     _run(*manage, "makemigrations", "--check", "--dry-run", cwd=tmp_path, env=environment)
     _run(*manage, "migrate", "--verbosity=0", cwd=tmp_path, env=environment)
     _run(python, "-W", "error", "-c", LOOK, cwd=tmp_path, env=environment)
+
+
+# --- what is imported is declared, with a lowest version that is tried
+
+# Declared for their fixtures and for what they bring along, without an import.
+_NOT_IMPORTED = {"pytest-django"}
+
+
+def _imported(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            yield node.module
+
+
+@functools.cache
+def _installed() -> Mapping[str, list[str]]:
+    return metadata.packages_distributions()
+
+
+def _distribution(module: str) -> str | None:
+    """Return what has to be installed for ``module``, or ``None`` where Python itself has it."""
+    top = module.partition(".")[0]
+    if top in sys.stdlib_module_names or top == "bipsync_django":
+        return None
+    found = {canonicalize_name(name) for name in _installed()[top]}
+    # Several share the folder of a namespace, and are called as what they put there.
+    (name,) = found if len(found) == 1 else found & {canonicalize_name(module)}
+    return name
+
+
+def test_every_import_is_declared_and_nothing_else() -> None:
+    imported = {
+        name
+        for path in (ROOT / "bipsync_django").rglob("*.py")
+        for module in _imported(path)
+        if (name := _distribution(module)) is not None
+    }
+    assert imported | _NOT_IMPORTED == set(lowest.floors())
+
+
+def test_what_the_package_always_imports_is_no_extra() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    always = {canonicalize_name(Requirement(line).name) for line in project["dependencies"]}
+    of_extras = {
+        "boto3",
+        "botocore",
+        "azure-identity",
+        "azure-keyvault-secrets",
+        "pytest",
+        "trustme",
+    }
+    for path in (ROOT / "bipsync_django").rglob("*.py"):
+        names = {_distribution(module) for module in _imported(path)} - {None}
+        is_apart = path.name == "secret_sources.py" or "testing" in path.parts
+        assert names <= (always | of_extras if is_apart else always), path
+
+
+def test_the_lowest_versions_are_constraints_for_all_that_is_declared() -> None:
+    lines = dict(line.split("==") for line in lowest.constraints())
+    floors = lowest.floors()
+    assert floors.items() <= lines.items()
+    pinned = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines())
+    newer = {str(canonicalize_name(name)): Version(one) for name, one in pinned.items()}
+    assert all(Version(version) <= newer[name] for name, version in floors.items())
+    # These come along with them, and have to fit.
+    assert not {"redis", "msal", "s3transfer", "amqp"} & lines.keys()
+    assert {"hypothesis", "playwright"} <= lines.keys()

@@ -418,7 +418,7 @@ def test_an_error_that_is_its_own_cause_stops_nothing(records: list[str]) -> Non
     outer.__cause__, caught.value.__cause__ = caught.value, outer
     for error_ in (caught.value, outer):
         logging.getLogger("django.request").error("failed", exc_info=error_)
-        redaction.forget_variables(error_, None)
+        redaction._clear_frames(error_, None)
     assert any("round and round" in line for line in records)
 
 
@@ -648,6 +648,22 @@ def test_an_error_that_says_no_secret_is_kept_as_it_is(caplog: pytest.LogCapture
         logging.getLogger("bipsync_django.api").exception("failed")
     (record,) = caplog.records
     assert record.exc_info is not None
+
+
+@pytest.mark.parametrize("suppressed", [False, True])
+def test_an_error_that_only_followed_one_with_a_secret_is_told_without_it(
+    suppressed: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    # No cause, and error trackers show the context of an error even where "from None" hides it.
+    follower = RuntimeError("what came of it")
+    follower.__context__ = ValueError(JWT)
+    follower.__suppress_context__ = suppressed
+    assert follower.__cause__ is None
+    logging.getLogger("bipsync_django.api").error("failed", exc_info=follower)
+    (record,) = caplog.records
+    assert record.exc_info is None
+    assert "what came of it" in (record.exc_text or "")
+    assert_hidden([JWT], [caplog.text, repr(vars(record))])
 
 
 class Unspeakable(Exception):

@@ -158,6 +158,36 @@ def test_plain_http_to_a_store_is_refused_but_on_loopback_where_that_is_allowed(
         from_aws(AWS)
 
 
+BEYOND_LOOPBACK = [
+    "http://secrets.example",
+    "http://127.0.0.1.secrets.example",
+    "http://localhost.example",
+    "http://169.254.1.1",
+    "http://0.0.0.0",
+    "http://user:swordfish@127.0.0.1:9",
+    "https://user:swordfish@vault.example",
+]
+
+
+@pytest.mark.parametrize("endpoint", BEYOND_LOOPBACK[:-2])
+def test_plain_http_to_a_store_that_is_elsewhere_is_refused_where_loopback_is_allowed(
+    aws: Aws, monkeypatch: pytest.MonkeyPatch, endpoint: str
+) -> None:
+    # Of its own: what was refused a moment ago is refused again without a look at the address.
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    with pytest.raises(ConfigurationError, match="not https://"):
+        from_aws(f"{AWS}#{endpoint}")
+
+
+@pytest.mark.parametrize("endpoint", BEYOND_LOOPBACK)
+def test_plain_http_to_a_vault_that_is_elsewhere_is_refused_where_loopback_is_allowed(
+    endpoint: str,
+) -> None:
+    with pytest.raises(ConfigurationError, match="not https://") as caught:
+        secret(f"azure-keyvault:{endpoint}/secrets/x", allow_insecure_loopback=True)
+    assert "swordfish" not in str(caught.value)
+
+
 def test_without_the_extra_the_message_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -987,7 +987,9 @@ def test_with_strict_cookies_a_foreign_callback_is_refused_at_once(
 def test_the_resume_page_works_where_the_site_has_a_path_beyond_ascii(settings: Any) -> None:
     settings.SESSION_COOKIE_SAMESITE = "Strict"
     request = RequestFactory().get("/zespół/bipsync/callback/", {"code": "x", "state": "y"})
-    response = views.CallbackView()._resume(request)
+    view = views.CallbackView()
+    view.setup(request)
+    response = view._resume(request)
     assert response["Refresh"] == (
         "0; url=/zesp%C3%B3%C5%82/bipsync/callback/?code=x&state=y&resumed=1"
     )

@@ -14,6 +14,7 @@ from ..durable import database
 from ..events import record
 from ..exceptions import BipsyncError, RefreshUnavailable, SecretUnreadable, SignInRequired
 from ..models import BipsyncToken, TokenEvent
+from ..redaction import without_traces
 from .protocol import obtain
 from .rows import Identity, find, may_be_used, tokens
 from .use import refresh, retry
@@ -39,6 +40,7 @@ class Outcome(enum.Enum):
     NEEDS_SIGN_IN = "needs sign-in"
 
 
+@without_traces
 def refresh_if_due(pk: int, digest: str | None = None) -> Outcome:
     """Refresh the row ``pk`` in the background, without waiting for anyone else who does.
 
@@ -68,6 +70,7 @@ def refresh_if_due(pk: int, digest: str | None = None) -> Outcome:
     return Outcome.NOT_DUE if after.generation == before.generation else Outcome.REFRESHED
 
 
+@without_traces
 def refresh_asked(pk: int, digest: str | None = None) -> str:
     """Refresh the row ``pk`` because an administrator wants it, even if it needs sign-in.
 
@@ -117,6 +120,7 @@ def _reason(error: BipsyncError, row: BipsyncToken) -> str:
     return getattr(error, "code", "configuration")
 
 
+@without_traces
 def take_due(limit: int) -> dict[int, str]:
     """Return up to ``limit`` rows that are due, and not again for ten minutes: id to digest.
 

@@ -9,7 +9,6 @@ from django.contrib.auth.models import AbstractBaseUser
 from django.db import IntegrityError, connections, transaction
 from django.db.models import BooleanField, ExpressionWrapper, F, Q
 from django.utils import timezone
-from django.views.decorators.debug import sensitive_variables
 
 from .. import breaker, rights, signals
 from ..conf import Tenant, get_settings, get_tenant
@@ -27,6 +26,7 @@ from ..exceptions import (
 from ..models import BipsyncToken, TokenEvent
 from ..oauth.claims import Claims
 from ..oauth.client import TokenPair, refresh_pair
+from ..redaction import without_traces
 from .protocol import obtain
 from .rows import (
     Identity,
@@ -66,6 +66,7 @@ Event = TokenEvent.Name
 _TRIES = 10
 
 
+@without_traces
 def sign_in(
     tenant: Tenant,
     claims: Claims,
@@ -128,6 +129,7 @@ def sign_in(
     return row
 
 
+@without_traces
 def link(
     tenant: Tenant,
     subject: str,
@@ -165,6 +167,7 @@ def link(
         return True
 
 
+@without_traces
 def unlink(token: BipsyncToken, *, actor: AbstractBaseUser | None = None) -> None:
     """Give the grant up, and let the Bipsync account belong to nobody here.
 
@@ -192,6 +195,7 @@ def unlink(token: BipsyncToken, *, actor: AbstractBaseUser | None = None) -> Non
         transaction.on_commit(lambda: send(signals.disconnected, left), using=database())
 
 
+@without_traces
 def disconnect(
     token: BipsyncToken, *, actor: AbstractBaseUser | None = None, end_at_bipsync: bool = True
 ) -> None:
@@ -214,6 +218,7 @@ def disconnect(
         send(signals.disconnected, row)
 
 
+@without_traces
 def discard(token: BipsyncToken, *, actor: AbstractBaseUser | None = None) -> bool:
     """Give up the pair that waits for confirmation in ``token``, as ``disconnect`` does.
 
@@ -222,7 +227,7 @@ def discard(token: BipsyncToken, *, actor: AbstractBaseUser | None = None) -> bo
     return _give_up(token, actor, status=Status.UNCONFIRMED, generation=token.generation)
 
 
-@sensitive_variables()
+@without_traces
 def _give_up(
     token: BipsyncToken,
     actor: AbstractBaseUser | None,
@@ -290,7 +295,7 @@ def _erase(identity: Identity, *, end_at_bipsync: bool, **expected: Any) -> Bips
     raise RefreshUnavailable("busy", "The row changes all the time; try again.")
 
 
-@sensitive_variables()
+@without_traces
 def spend_abandoned() -> None:
     """Spend the refresh tokens of rows that were disconnected during a lease that has run out.
 
@@ -312,7 +317,7 @@ def note_replaced(row: BipsyncToken) -> None:
         record(row, Event.LEFT_VALID, "busy")
 
 
-@sensitive_variables()
+@without_traces
 def _spend(erased: BipsyncToken) -> None:
     """Put the pair that the row had out of use at Bipsync."""
     try:
@@ -349,7 +354,7 @@ def why_left_valid(row: BipsyncToken) -> str:
     return ""
 
 
-@sensitive_variables()
+@without_traces
 def _what_to_spend(row: BipsyncToken) -> tuple[Tenant, str]:
     tenant = get_tenant(row.tenant)
     raise_if_foreign(row)
@@ -366,6 +371,7 @@ def _reason(error: BipsyncError) -> str:
     return str(getattr(error, "code", reason))
 
 
+@without_traces
 def end_sessions(token: BipsyncToken, *, actor: AbstractBaseUser | None = None) -> None:
     """End the sessions that came from this grant; the grant itself stays.
 

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable
 from django.contrib.auth.models import AbstractBaseUser
 from django.db import IntegrityError, transaction
 from django.utils import timezone
-from django.views.decorators.debug import sensitive_variables
 
 from .. import breaker, signals
 from ..conf import Tenant, get_tenant
@@ -18,6 +17,7 @@ from ..exceptions import SignInRefused, TokenRefused
 from ..models import BipsyncToken, TokenEvent
 from ..oauth.claims import Claims, validate_access_token
 from ..oauth.client import TokenPair
+from ..redaction import without_traces
 from .changes import is_service, lock, note_replaced
 from .rows import Identity, read, send, tokens
 from .waiting import in_use, is_waiting, new_grant, waiting
@@ -34,6 +34,7 @@ Kind = BipsyncToken.Kind
 Event = TokenEvent.Name
 
 
+@without_traces
 def hold_connection(
     tenant: Tenant,
     claims: Claims,
@@ -93,7 +94,7 @@ def may_be_confirmed(row: BipsyncToken) -> bool:
     return is_waiting(row) and expires_at is not None and timezone.now() < expires_at
 
 
-@sensitive_variables()
+@without_traces
 def claims_of(row: BipsyncToken) -> Claims:
     """Return the claims of the access token that ``row`` holds, validated anew.
 
@@ -108,6 +109,7 @@ def claims_of(row: BipsyncToken) -> Claims:
     return claims
 
 
+@without_traces
 def confirm_connection(
     token: BipsyncToken,
     claims: Claims,

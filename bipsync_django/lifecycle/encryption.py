@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from ..exceptions import SecretUnreadable
 from ..models import BipsyncToken
+from ..redaction import without_traces
 from .rows import Identity, find, tokens, write
 
 __all__ = ["KeySurvey", "is_on_old_key", "reencrypt", "survey_keys"]
@@ -22,6 +23,7 @@ class KeySurvey:
     unreadable: list[str] = field(default_factory=list)
 
 
+@without_traces
 def survey_keys() -> KeySurvey:
     """Look at every row that holds a secret."""
     survey = KeySurvey()
@@ -43,6 +45,7 @@ def _rows_with_secrets() -> Iterator[BipsyncToken]:
         yield from (row for row in batch if row.access_token or row.refresh_token)
 
 
+@without_traces
 def is_on_old_key(token: BipsyncToken) -> bool:
     """Return whether a secret of the row is encrypted with another key than the first.
 
@@ -56,6 +59,7 @@ def is_on_old_key(token: BipsyncToken) -> bool:
     return old
 
 
+@without_traces
 def reencrypt(token: BipsyncToken | Identity) -> bool:
     """Encrypt the row's pair with the first of ``FIELD_ENCRYPTION_KEY``, as it is stored now.
 

@@ -1,18 +1,16 @@
 """One refresh, step by step. The numbers are those of docs/refresh-protocol.md."""
 
 import enum
-import sys
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
 from django.db import OperationalError
 from django.db.models import Case, F, Q, When
 from django.utils import timezone
-from django.views.decorators.debug import sensitive_variables
 
 from .. import breaker, durable, policy, signals
 from ..conf import Tenant, get_settings, get_tenant
@@ -31,7 +29,7 @@ from ..exceptions import (
 )
 from ..models import BipsyncToken, BipsyncTokenQuerySet, TokenEvent
 from ..oauth.client import TokenPair, refresh_pair
-from ..redaction import forget_variables
+from ..redaction import without_traces
 from .rows import (
     Identity,
     beside,
@@ -89,7 +87,7 @@ def revive(row: BipsyncToken) -> BipsyncToken:
 
     def claim_and_carry_out(row: BipsyncToken) -> BipsyncToken:
         claim = _claim(row, Status.NEEDS_SIGN_IN)
-        revived = _carry_out_and_forget(claim) if claim is not None else None
+        revived = _carry_out(claim) if claim is not None else None
         if revived is None:
             raise RefreshUnavailable("busy", "Another process is refreshing this token.")
         return revived
@@ -114,7 +112,7 @@ def _claim_or_wait(
         _raise_if_held_back(row)
         # A row that was read too long ago, or in an older snapshot, gets no claim.
         claim = _claim(row)
-        return None if claim is None else _carry_out_and_forget(claim)
+        return None if claim is None else _carry_out(claim)
 
     while True:
         # A second connection is held for the length of the call, and never while another waits.
@@ -213,24 +211,14 @@ def _claim(row: BipsyncToken, status: Status = Status.ACTIVE) -> _Claim | None:
 # --- the call
 
 
-def _carry_out_and_forget(claim: _Claim) -> BipsyncToken | None:
-    """Carry the claim out, and leave no secret in the frames of what is raised."""
-    outer = sys.exc_info()[1]
-    try:
-        return _carry_out(claim)
-    except BaseException as error:
-        forget_variables(error, outer)
-        raise
-
-
-@sensitive_variables()
+@without_traces
 def _carry_out(claim: _Claim) -> BipsyncToken | None:
     """Return the refreshed row, or ``None`` when the lease was lost before it could be used."""
     row = read(claim.identity)
     if row.lease_id != claim.lease_id:
         return None
-    tenant, client_secret, refresh_token = _prepare(claim, row)
-    if refresh_token is None:
+    sending = _prepare(claim, row)
+    if sending is None:
         _mark_dead(claim, row, "no_refresh_token")
         breaker.say_once(
             row.tenant, "Bipsync hands out no refresh tokens: ask for that grant type."
@@ -239,9 +227,9 @@ def _carry_out(claim: _Claim) -> BipsyncToken | None:
     try:
         with durable.hold_signals():
             pair = refresh_pair(
-                tenant,
-                refresh_token,
-                client_secret=client_secret,
+                sending.tenant,
+                sending.refresh_token,
+                client_secret=sending.client_secret,
                 not_after=claim.at + ANSWERED_WITHIN,
             )
             stored = _store(row, pair)
@@ -251,7 +239,8 @@ def _carry_out(claim: _Claim) -> BipsyncToken | None:
             breaker.note_death(row.tenant)
         raise SignInRequired("Bipsync says that the grant has ended; sign in again.") from error
     except (ProviderMisconfigured, RetryLater) as error:
-        if error.code == "invalid_client" and tenant.has_another_secret(client_secret):
+        is_refused = error.code == "invalid_client"
+        if is_refused and sending.tenant.has_another_secret(sending.client_secret):
             error = RetryLater(
                 "secret_renewed", "The client secret has been renewed.", maybe_sent=False
             )
@@ -263,27 +252,42 @@ def _carry_out(claim: _Claim) -> BipsyncToken | None:
     return _tell(row, pair, stored)
 
 
-def _prepare(claim: _Claim, row: BipsyncToken) -> tuple[Tenant, str, str | None]:
-    """Steps 5 and 6: what to send, read on this connection, or release the lease and raise."""
+@dataclass(frozen=True)
+class _Sending:
+    """What goes to the token endpoint. Frames hold this, and nothing that shows a secret."""
+
+    tenant: Tenant
+    client_secret: str = field(repr=False)
+    refresh_token: str = field(repr=False)
+
+
+def _prepare(claim: _Claim, row: BipsyncToken) -> _Sending | None:
+    """Steps 5 and 6: return what to send, or release the lease and raise."""
     try:
-        tenant = get_tenant(row.tenant)
-        # Read before the clock is looked at, and not again: a secret store may be slow.
-        client_secret = tenant.client_secret
-        if row.client_id != tenant.client_id:
-            raise RefreshUnavailable(
-                "other_application",
-                "The grant was given to another client id than BIPSYNC['CLIENT_ID']; the person "
-                "has to sign in again, or the old client id has to be put back.",
-            )
-        refresh_token = row.unseal("refresh_token")
-        if claim.is_trial:
-            breaker.take_trial(row.tenant)
-        if time.monotonic() - claim.at >= SEND_WITHIN:
-            raise RefreshUnavailable("busy", "The database is too slow to refresh safely.")
+        return _read_what_to_send(claim, row)
     except BipsyncError as error:
         _release(claim, row, error)
         raise
-    return tenant, client_secret, refresh_token
+
+
+@without_traces
+def _read_what_to_send(claim: _Claim, row: BipsyncToken) -> _Sending | None:
+    """Read it on this connection. Returns ``None`` where the row has no refresh token."""
+    tenant = get_tenant(row.tenant)
+    # Read before the clock is looked at, and not again: a secret store may be slow.
+    client_secret = tenant.client_secret
+    if row.client_id != tenant.client_id:
+        raise RefreshUnavailable(
+            "other_application",
+            "The grant was given to another client id than BIPSYNC['CLIENT_ID']; the person has "
+            "to sign in again, or the old client id has to be put back.",
+        )
+    refresh_token = row.unseal("refresh_token")
+    if claim.is_trial:
+        breaker.take_trial(row.tenant)
+    if time.monotonic() - claim.at >= SEND_WITHIN:
+        raise RefreshUnavailable("busy", "The database is too slow to refresh safely.")
+    return None if refresh_token is None else _Sending(tenant, client_secret, refresh_token)
 
 
 def _release(claim: _Claim, row: BipsyncToken, error: BipsyncError) -> None:
@@ -366,7 +370,7 @@ class _Stored(enum.Enum):
     NO = "the row has changed"
 
 
-@sensitive_variables()
+@without_traces
 def _store(sent: BipsyncToken, pair: TokenPair) -> _Stored:
     """Step 7: the new pair, guarded by the generation that was sent and never by the lease.
 
@@ -389,7 +393,7 @@ def _store(sent: BipsyncToken, pair: TokenPair) -> _Stored:
     return _Stored.REVIVED if store(rows) else _Stored.NO
 
 
-@sensitive_variables()
+@without_traces
 def _tell(sent: BipsyncToken, pair: TokenPair, stored: _Stored) -> BipsyncToken:
     """Record what became of the new pair, validate it if it is stored, and send the signal."""
     row = sent if stored is _Stored.YES else read(sent, of_anybody=True)

@@ -18,6 +18,7 @@ from ..exceptions import SignInRefused
 from ..models import BipsyncToken, TokenEvent
 from ..oauth.claims import Claims
 from ..oauth.client import TokenPair
+from ..redaction import without_traces
 from .changes import disconnect, lock, note_replaced
 from .rows import Identity, read, tokens
 from .waiting import in_use, is_waiting, new_grant, waiting
@@ -29,6 +30,7 @@ Kind = BipsyncToken.Kind
 Event = TokenEvent.Name
 
 
+@without_traces
 def authorise_service(
     tenant: Tenant,
     claims: Claims,
@@ -65,6 +67,7 @@ def authorise_service(
     return row
 
 
+@without_traces
 def confirm_service(token: BipsyncToken, *, actor: AbstractBaseUser) -> bool:
     """Take the account into use that ``actor`` has seen. The tenant's other ones are given up.
 

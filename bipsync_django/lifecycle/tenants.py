@@ -17,6 +17,7 @@ from ..conf import get_settings
 from ..durable import database
 from ..exceptions import UnknownTenant
 from ..models import BipsyncToken, BipsyncTokenQuerySet, GivenFlag, TokenEvent
+from ..redaction import without_traces
 from .changes import unlink, why_left_valid
 from .rows import find, tokens
 
@@ -102,6 +103,7 @@ def _remains(slug: str) -> RemovedTenant:
     return RemovedTenant(slug, accounts.count(), flags.count())
 
 
+@without_traces
 def give_up_tenant(
     slug: str,
     *,

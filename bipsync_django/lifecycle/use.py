@@ -4,7 +4,6 @@ from datetime import timedelta
 
 from django.db import models
 from django.utils import timezone
-from django.views.decorators.debug import sensitive_variables
 
 from .. import policy
 from ..conf import Tenant
@@ -16,6 +15,7 @@ from ..exceptions import (
     SignInRequired,
 )
 from ..models import BipsyncToken
+from ..redaction import without_traces
 from .protocol import obtain, revive
 from .rows import may_be_used, raise_if_ended, raise_if_foreign, read, read_beside, tokens
 from .validation import validate_beside
@@ -34,6 +34,7 @@ REFUSED_EARLIEST = timedelta(minutes=10)
 Status = BipsyncToken.Status
 
 
+@without_traces
 def access_token(token: BipsyncToken, *, min_validity: float = 60) -> str:
     """Return an access token that is good for ``min_validity`` seconds more, refreshing if needed.
 
@@ -67,6 +68,7 @@ def access_token(token: BipsyncToken, *, min_validity: float = 60) -> str:
     return _hand_out(row)
 
 
+@without_traces
 def refresh(token: BipsyncToken, *, force: bool = False) -> BipsyncToken:
     """Refresh the grant if that is due in the background, or with ``force`` in any case.
 
@@ -84,6 +86,7 @@ def refresh(token: BipsyncToken, *, force: bool = False) -> BipsyncToken:
     return row
 
 
+@without_traces
 def retry(token: BipsyncToken) -> BipsyncToken:
     """Ask Bipsync once more about a grant that needs sign-in; return the row as it is now.
 
@@ -100,7 +103,7 @@ def retry(token: BipsyncToken) -> BipsyncToken:
     return revive(row)
 
 
-@sensitive_variables()
+@without_traces
 def replace_refused(token: BipsyncToken, refused: str) -> str | None:
     """Return another access token than ``refused``, which Bipsync's API has answered with 401.
 
@@ -142,7 +145,7 @@ def _is_alive(row: BipsyncToken) -> bool:
     )
 
 
-@sensitive_variables()
+@without_traces
 def _hand_out(row: BipsyncToken) -> str:
     raise_if_foreign(row)
     if not may_be_used(row):

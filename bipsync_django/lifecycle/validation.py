@@ -6,7 +6,6 @@ The pair is safe whatever comes out.
 from contextlib import suppress
 
 from django.utils import timezone
-from django.views.decorators.debug import sensitive_variables
 
 from .. import breaker, signals
 from ..conf import get_tenant
@@ -20,6 +19,7 @@ from ..exceptions import (
 )
 from ..models import BipsyncToken, TokenEvent
 from ..oauth.claims import Claims, validate_access_token
+from ..redaction import without_traces
 from .rows import Identity, beside, granted, is_refused, kept_claims, send, write
 
 __all__ = ["validate", "validate_beside"]
@@ -28,6 +28,7 @@ Status = BipsyncToken.Status
 Event = TokenEvent.Name
 
 
+@without_traces
 def validate(row: BipsyncToken, *, from_provider: bool = False) -> Claims | None:
     """Step 10: look at the token that is stored already; the pair is safe whatever comes out.
 
@@ -62,6 +63,7 @@ def validate(row: BipsyncToken, *, from_provider: bool = False) -> Claims | None
     return claims
 
 
+@without_traces
 def validate_beside(row: BipsyncToken) -> None:
     """Validate, and keep the verdict whatever becomes of the caller's transaction.
 
@@ -84,7 +86,7 @@ def _keep_verdict(row: BipsyncToken) -> None:
         beside(row, lambda _: validate(row))
 
 
-@sensitive_variables()
+@without_traces
 def _check(row: BipsyncToken, *, from_provider: bool = False) -> Claims | None:
     raw = row.unseal("access_token")
     if raw is None:

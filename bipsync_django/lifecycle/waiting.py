@@ -14,6 +14,7 @@ from ..conf import Tenant
 from ..models import BipsyncToken
 from ..oauth.claims import Claims
 from ..oauth.client import TokenPair
+from ..redaction import without_traces
 from .changes import discard
 from .rows import granted, kept_claims, pair_values, tokens
 
@@ -67,6 +68,7 @@ def is_waiting(row: BipsyncToken) -> bool:
     )
 
 
+@without_traces
 def prune_unconfirmed() -> None:
     """Give up the pairs that nobody has confirmed within an hour."""
     late = timezone.now() - CONFIRMED_WITHIN

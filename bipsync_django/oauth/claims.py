@@ -9,10 +9,10 @@ from types import MappingProxyType
 from typing import Any
 
 import jwt
-from django.views.decorators.debug import sensitive_variables
 
 from ..conf import Tenant
 from ..exceptions import TokenRefused
+from ..redaction import without_traces
 from .keys import signing_key
 
 __all__ = ["Claims", "is_subject", "validate_access_token"]
@@ -40,7 +40,7 @@ class Claims:
     claims: Mapping[str, Any] = field(repr=False)
 
 
-@sensitive_variables()
+@without_traces
 def validate_access_token(raw: str, tenant: Tenant, *, from_provider: bool = False) -> Claims:
     """Return the claims of an access token that ``tenant``'s Bipsync signed for this application.
 

@@ -16,7 +16,6 @@ from email.utils import parsedate_to_datetime
 from typing import Any, NoReturn
 
 import requests
-from django.views.decorators.debug import sensitive_variables
 from oauthlib.oauth2 import WebApplicationClient
 from requests_oauthlib import OAuth2Session
 
@@ -28,6 +27,7 @@ from ..exceptions import (
     RetryLater,
     TokenEndpointError,
 )
+from ..redaction import without_traces
 from .transport import ExchangeFailed, exchange
 
 __all__ = [
@@ -80,7 +80,7 @@ def create_verifier() -> str:
     return secrets.token_urlsafe(48)
 
 
-@sensitive_variables()
+@without_traces
 def authorization_url(
     tenant: Tenant, *, state: str, verifier: str, redirect_uri: str, scopes: Iterable[str]
 ) -> str:
@@ -108,7 +108,7 @@ def authorization_url(
     return tenant.authorize_url.partition("://")[0] + "://" + url.partition("://")[2]
 
 
-@sensitive_variables()
+@without_traces
 def exchange_code(tenant: Tenant, *, code: str, verifier: str, redirect_uri: str) -> TokenPair:
     """Turn an authorization code into a pair (RFC 6749 section 4.1.3, RFC 7636 section 4.5).
 
@@ -137,7 +137,7 @@ def exchange_code(tenant: Tenant, *, code: str, verifier: str, redirect_uri: str
         return fetch(tenant.client_secret)
 
 
-@sensitive_variables()
+@without_traces
 def refresh_pair(
     tenant: Tenant,
     refresh_token: str,

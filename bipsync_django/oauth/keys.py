@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 _MAX_DOCUMENT = 256 * 1024
 _MAX_KEYS = 50
 _MIN_RSA_BITS = 2048
+# RFC 7518, section 6.3.2: a key that is published with one of these is nobody's own any more.
+_PRIVATE = {"d", "p", "q", "dp", "dq", "qi", "oth"}
 # In seconds: how long keys are used as they are, how long when there are no newer ones, how long
 # a sign-in waits for somebody else's fetch, and how often it looks.
 _FRESH = 3600
@@ -202,7 +204,7 @@ def _is_signature_key(jwk: dict[Any, Any]) -> bool:
         and jwk.get("use", "sig") == "sig"
         and jwk.get("alg", "RS256") == "RS256"
         and _may_verify(jwk.get("key_ops", ["verify"]))
-        and "d" not in jwk
+        and not _PRIVATE & jwk.keys()
         and all(isinstance(jwk.get(name), str) and jwk[name] for name in ("kid", "n", "e"))
     )
 

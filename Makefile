@@ -14,12 +14,13 @@ MYSQLCLIENT := $(shell pkg-config --exists libmariadb 2>/dev/null \
 PYENV := $(shell pyenv root 2>/dev/null)
 PYTHONS := $(wildcard $(PYENV)/versions/3.1[1-3].*/bin/python3.1[1-3])
 
-.PHONY: help demo test lint docs screenshots matrix clean
+.PHONY: help demo test lint docs mutants screenshots matrix clean
 
 help:
 	@echo "make demo               a staff portal and a simulated Bipsync, in your browser"
 	@echo "make demo ARGS=--check  the same journey without a person"
 	@echo "make test               everything that CI runs"
+	@echo "make mutants            take out each defence of docs/security.md, and see its test fail"
 	@echo "make docs               the documentation as HTML, in docs/_build/html"
 	@echo "make screenshots        the pictures in the documentation, from the browser tests"
 	@echo "make matrix             the tests on every Python and Django that is there"
@@ -38,6 +39,10 @@ lint: $(VENV)/dev
 
 docs: $(VENV)/dev
 	$(BIN)/python -m sphinx -b html -W --keep-going -n -q docs docs/_build/html
+
+# Half an hour; make mutants ARGS=cookie takes those that have something to do with a cookie.
+mutants: $(VENV)/dev
+	$(BIN)/python -m tests.mutants $(ARGS)
 
 # Those that are there are taken anew. The browser tests show each page in a state that they assert.
 screenshots: $(VENV)/dev

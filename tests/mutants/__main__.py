@@ -107,11 +107,12 @@ def _pytest(arguments: Iterable[str], copy: Path, *, seconds: float) -> tuple[se
     """
     report = copy / "mutants.xml"
     report.unlink(missing_ok=True)
+    path = os.pathsep.join([str(copy), *filter(None, [os.environ.get("PYTHONPATH")])])
     subprocess.run(
         [sys.executable, "-m", "pytest", "-q", f"--junitxml={report}", *arguments],
         cwd=copy,
         # Two mutants of one file may have the same size and second, by which bytecode is known.
-        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(copy)},
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": path},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         timeout=seconds,

@@ -225,14 +225,9 @@ def test_a_hang_while_signals_are_held_is_ended_by_the_time_limit(tmp_path: Path
     """An alarm would be put off together with all other signals, for as long as the hang lasts."""
     (tmp_path / "test_hang.py").write_text(HANG)
     root = Path(__file__).parent.parent
-    told = subprocess.run(
-        [sys.executable, "-m", "pytest", "-s", "--timeout=2", "-p", "no:cacheprovider"]
-        + ["-c", str(root / "pyproject.toml"), f"--rootdir={tmp_path}", str(tmp_path)],
-        cwd=root,
-        capture_output=True,
-        text=True,
-        timeout=100,
-    )
+    command = [sys.executable, "-m", "pytest", "-s", "-p", "no:cacheprovider", "--timeout=2"]
+    command += ["-c", str(root / "pyproject.toml"), f"--rootdir={tmp_path}", str(tmp_path)]
+    told = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=100)
     assert told.returncode != 0
     assert "it went on" not in told.stdout
     assert "Timeout" in told.stdout + told.stderr

@@ -40,7 +40,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["NotApplicable", "Line", "Mutant", "find_test", "lines", "load", "reasons"]
+__all__ = ["Line", "Mutant", "NotApplicable", "find_test", "lines", "load", "reasons"]
 
 ROOT = Path(__file__).parents[2]
 _REASONS = {"none needed", "none possible", "none of ours"}

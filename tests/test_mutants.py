@@ -115,6 +115,14 @@ def test_the_command_says_what_became_of_a_mutant(
     assert (tree / "site_code.py").read_text() == SITE, "the tree itself is left alone"
 
 
+def test_a_test_that_the_time_limit_ends_has_failed(tree: Path, capfd: Any) -> None:
+    limit = "addopts = '-p pytest_timeout'\ntimeout = 5\ntimeout_method = 'thread'\n"
+    (tree / "pyproject.toml").write_text(f"[tool.pytest.ini_options]\n{limit}")
+    write(tree, put='return __import__("time").sleep(60)')
+    assert __main__.main([], tree) == 0
+    assert capfd.readouterr().out.splitlines()[-1] == "1 killed"
+
+
 def test_a_test_that_fails_anyway_proves_nothing(tree: Path, capfd: Any) -> None:
     write(tree)
     (tree / "tests/test_site.py").write_text(TESTS.replace('not is_allowed("grace")', "False"))

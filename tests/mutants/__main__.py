@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -100,24 +100,30 @@ def _verdict(mutant: Mutant, copy: Path, sound: set[str]) -> tuple[str, str]:
     return "does not run", f"{place} neither passes nor fails: the mutant breaks more than it says."
 
 
-def _pytest(arguments: Iterable[str], copy: Path, *, seconds: float) -> tuple[set[str], set[str]]:
+def _pytest(arguments: Sequence[str], copy: Path, *, seconds: float) -> tuple[set[str], set[str]]:
     """Run pytest in the copy; return the names of the tests that passed, and that failed.
 
     A test whose fixtures raise an error is neither, and so is one that is skipped.
     """
-    report = copy / "mutants.xml"
+    report, told = copy / "mutants.xml", copy / "mutants.log"
     report.unlink(missing_ok=True)
     path = os.pathsep.join([str(copy), *filter(None, [os.environ.get("PYTHONPATH")])])
-    subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", f"--junitxml={report}", *arguments],
-        cwd=copy,
-        # Two mutants of one file may have the same size and second, by which bytecode is known.
-        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": path},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        timeout=seconds,
-    )
-    passed, failed = set(), set()
+    # A file and no pipe, which a worker that a test has left behind would keep open.
+    with told.open("wb") as log:
+        subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", f"--junitxml={report}", *arguments],
+            cwd=copy,
+            # Two mutants of one file may have the same size and second, by which bytecode is known.
+            env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": path},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            timeout=seconds,
+        )
+    passed: set[str] = set()
+    failed: set[str] = set()
+    if not report.exists() and b" Timeout +" in told.read_bytes():
+        # pytest-timeout ends the whole process with the test that takes too long.
+        failed = {argument.rpartition("::")[2] for argument in arguments}
     if report.exists():
         for case in ElementTree.parse(report).iter("testcase"):  # noqa: S314 - pytest's own
             name = case.get("name", "").partition("[")[0]

@@ -17,12 +17,13 @@ LOWEST_TESTS := claims client transport keys fields secret_sources sign_in
 PYENV := $(shell pyenv root 2>/dev/null)
 PYTHONS := $(wildcard $(PYENV)/versions/3.1[1-3].*/bin/python3.1[1-3])
 
-.PHONY: help demo test lint docs lowest screenshots matrix clean
+.PHONY: help demo test lint docs lowest mutants screenshots matrix clean
 
 help:
 	@echo "make demo               a staff portal and a simulated Bipsync, in your browser"
 	@echo "make demo ARGS=--check  the same journey without a person"
 	@echo "make test               everything that CI runs"
+	@echo "make mutants            take out each defence of docs/security.md, and see its test fail"
 	@echo "make docs               the documentation as HTML, in docs/_build/html"
 	@echo "make screenshots        the pictures in the documentation, from the browser tests"
 	@echo "make lowest             the tests that count most, on the lowest versions that are allowed"
@@ -54,6 +55,10 @@ $(LOWEST)/installed: $(VENV)/dev tests/lowest.py
 	@$(PIP) --python $(LOWEST)/bin/python install --constraint $(LOWEST)/constraints.txt \
 		--build-constraint constraints.txt --group lowest $(MYSQLCLIENT) --editable .[aws,azure,redis,testing]
 	@touch $@
+
+# Half an hour; make mutants ARGS=cookie takes those that have something to do with a cookie.
+mutants: $(VENV)/dev
+	$(BIN)/python -m tests.mutants $(ARGS)
 
 # Those that are there are taken anew. The browser tests show each page in a state that they assert.
 screenshots: $(VENV)/dev

@@ -669,7 +669,7 @@ def with_research(bipsync: SimulatedBipsync, browser: Browser) -> Browser:
 
 
 @pytest.mark.parametrize("name", FAILED)
-def test_a_failure_is_an_honest_page_with_a_way_on(
+def test_a_refused_step_up_is_an_honest_page_with_a_way_on(
     bipsync: SimulatedBipsync,
     with_research: Browser,
     caplog: pytest.LogCaptureFixture,

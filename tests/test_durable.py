@@ -210,6 +210,29 @@ def test_a_failed_write_does_not_throw_a_callers_work_away(database: str) -> Non
     assert TenantState.objects.filter(tenant="the caller's").exists()
 
 
+HANG = """
+import time
+from bipsync_django import durable
+
+def test_hangs():
+    with durable.hold_signals():
+        time.sleep(60)
+        print("it went on")
+"""
+
+
+def test_a_hang_while_signals_are_held_is_ended_by_the_time_limit(tmp_path: Path) -> None:
+    """An alarm would be put off together with all other signals, for as long as the hang lasts."""
+    (tmp_path / "test_hang.py").write_text(HANG)
+    root = Path(__file__).parent.parent
+    command = [sys.executable, "-m", "pytest", "-s", "-p", "no:cacheprovider", "--timeout=2"]
+    command += ["-c", str(root / "pyproject.toml"), f"--rootdir={tmp_path}", str(tmp_path)]
+    told = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=100)
+    assert told.returncode != 0
+    assert "it went on" not in told.stdout
+    assert "Timeout" in told.stdout + told.stderr
+
+
 def test_ignored_signals_stay_ignored() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:

@@ -107,13 +107,17 @@ def test_looking_is_needed_for_everything(token: BipsyncToken, name: str) -> Non
 
 
 def test_nothing_happens_by_a_link_or_from_another_site(root: Client, token: BipsyncToken) -> None:
+    happened = TokenEvent.objects.count()
     for name in ACTIONS:
-        assert root.get(f"{LIST}do/{name}/?tokens={token.pk}").status_code == 200
+        for method in (root.get, root.head, root.options):
+            assert method(f"{LIST}do/{name}/?tokens={token.pk}").status_code == 200
     strict = Client(enforce_csrf_checks=True)
     strict.cookies.update(root.cookies)
     for name in ACTIONS:
         assert do(strict, name, token).status_code == 403
     assert reload(token).generation == token.generation
+    assert TokenEvent.objects.count() == happened
+    assert not LogEntry.objects.exists()
     assert root.get(f"{LIST}do/delete/?tokens={token.pk}").status_code == 404
 
 

@@ -12,7 +12,7 @@ from bipsync_django.api import service_session
 from bipsync_django.conf import get_tenant
 from bipsync_django.exceptions import LinkRefused, SignInRequired
 from bipsync_django.lifecycle import Outcome
-from bipsync_django.models import BipsyncToken, TokenEvent
+from bipsync_django.models import BipsyncToken, TenantState, TokenEvent
 from bipsync_django.testing import SimulatedBipsync
 from tests.browser import Browser, signed_in, way_to_bipsync
 from tests.grants import expire, refresh_token_of, reload
@@ -197,6 +197,34 @@ def test_what_nobody_confirms_within_an_hour_is_thrown_away(
     BipsyncToken.objects.update(obtained_at=timezone.now() - timedelta(minutes=61))
     tasks.prune()
     assert reload(row).status == "disconnected"
+
+
+# --- whose database it is
+
+
+def test_a_copy_of_the_database_authorises_no_service_account(
+    boss: Browser, bipsync: SimulatedBipsync, settings: Any
+) -> None:
+    settings.BIPSYNC = {**settings.BIPSYNC, "DEPLOYMENT": "production"}
+    row = connected(boss, bipsync)
+    response = boss.post(PAGE, {"do": "connect", "tenant": "acme"}, secure=True)
+    callback = bipsync.approve(way_to_bipsync(response), user=ZOE)
+    # The trip comes back to a copy, whose rows say that they are production's.
+    settings.BIPSYNC = {**settings.BIPSYNC, "DEPLOYMENT": "staging"}
+    assert 'data-reason="misconfigured"' in boss.open(callback).content.decode()
+    after = reload(row)
+    assert (after.generation, after.access_token) == (row.generation, row.access_token)
+    assert TenantState.objects.get().deployment == "production"
+
+
+def test_a_service_account_puts_the_deployments_name_on_the_tenants_grants(
+    boss: Browser, bipsync: SimulatedBipsync, settings: Any
+) -> None:
+    response = boss.post(PAGE, {"do": "connect", "tenant": "acme"}, secure=True)
+    callback = bipsync.approve(way_to_bipsync(response), user=ZOE)
+    settings.BIPSYNC = {**settings.BIPSYNC, "DEPLOYMENT": "production"}
+    assert boss.open(callback).status_code == 302
+    assert TenantState.objects.get().deployment == "production"
 
 
 # --- who may

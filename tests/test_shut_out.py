@@ -130,14 +130,18 @@ def test_a_session_that_was_ended_does_not_go_on_with_the_next_sign_in(
 
 
 @in_sqlite
+@pytest.mark.parametrize("meanwhile", ["nothing", "ended", "needs sign-in"])
 def test_a_copy_of_a_cookie_does_not_come_back_when_its_owner_signs_in_again(
-    bipsync: SimulatedBipsync, settings: Any
+    bipsync: SimulatedBipsync, settings: Any, meanwhile: str
 ) -> None:
     settings.BIPSYNC = {**settings.BIPSYNC, "SESSION_CHECK_INTERVAL": 0}
     ada = signed_in(bipsync, ADA)
     thief = ada.twin()
     trip = ada.begin()
-    lifecycle.end_sessions(BipsyncToken.objects.get())
+    if meanwhile == "ended":
+        lifecycle.end_sessions(BipsyncToken.objects.get())
+    elif meanwhile == "needs sign-in":
+        BipsyncToken.objects.update(status="needs_sign_in")
     ada.open(bipsync.approve(trip, user=ADA))
     assert ada.open("/greeting/").content == b"Hello ada"
     assert thief.open("/greeting/").content == b"Hello visitor"

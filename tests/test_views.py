@@ -20,6 +20,10 @@ from django.contrib.auth.signals import user_logged_in
 from django.db import connection, connections
 from django.test import RequestFactory
 from django.utils.log import AdminEmailHandler
+from django.views.debug import (
+    SafeExceptionReporterFilter,
+    get_default_exception_reporter_filter,
+)
 from hypothesis import HealthCheck, given, settings, strategies
 
 from bipsync_django import flow, limits, views
@@ -667,8 +671,23 @@ def mails(settings: Any, mailoutbox: list[Any]) -> Iterator[Mails]:
     logging.getLogger("django.request").removeHandler(handler)
 
 
+class OwnFilter(SafeExceptionReporterFilter):
+    """A site's own, which hides nothing of ours: what it must not show has to be gone."""
+
+
+@pytest.fixture
+def _own_filter(settings: Any) -> Iterator[None]:
+    settings.DEFAULT_EXCEPTION_REPORTER_FILTER = f"{__name__}.{OwnFilter.__name__}"
+    # Django remembers the one that was set first.
+    default: Any = get_default_exception_reporter_filter
+    default.cache_clear()
+    yield
+    default.cache_clear()
+
+
 # As gunicorn and uWSGI name what the browser asked for.
 @pytest.mark.parametrize("server", ["RAW_URI", "REQUEST_URI"])
+@pytest.mark.usefixtures("_own_filter")
 def test_the_mail_about_a_failure_holds_no_code(scene: Scene, mails: Mails, server: str) -> None:
     callback = scene.bipsync.approve(scene.begin())
     code = parse_qs(urlsplit(callback).query)["code"][0]

@@ -36,7 +36,7 @@ from bipsync_django.models import (
 from bipsync_django.oauth.claims import validate_access_token
 from bipsync_django.oauth.client import TokenPair
 from bipsync_django.testing import Html, SimulatedBipsync, SimulatedUser
-from tests.browser import LOGIN, Browser, visible_text, way_to_bipsync
+from tests.browser import LOGIN, Browser, answer_confirmation, visible_text, way_to_bipsync
 from tests.databases import for_child
 from tests.grants import connect, expire, refresh_token_of, reload
 from tests.two_tenants import begin, configure, sign_in_at, take_out
@@ -251,7 +251,7 @@ def test_a_person_with_accounts_at_two_tenants_keeps_the_other(
     globex.add_user(person(1, roles=["admin"]))
     browser = sign_in_at(acme, person(1).id)
     begun = way_to_bipsync(browser.post("/bipsync/connect/globex/", secure=True))
-    assert browser.open(globex.approve(begun, user=person(1).id)).status_code == 302
+    answer_confirmation(browser, browser.open(globex.approve(begun, user=person(1).id)))
     user = user_of(browser)
     assert GivenFlag.objects.filter(user=user).count() == 2
     other = sign_in_at(globex, person(1).id)

@@ -7,16 +7,23 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from django.contrib.auth import authenticate
+from asgiref.sync import async_to_sync
+from django.contrib.auth import alogin, authenticate, login
 from django.contrib.auth.backends import ModelBackend
-from django.contrib.auth.models import Group, User
+from django.contrib.auth.models import AnonymousUser, Group, User
 from django.contrib.auth.tokens import default_token_generator
+from django.contrib.sessions.backends.db import SessionStore
+from django.core.exceptions import PermissionDenied
 from django.core.management import call_command
+from django.db import connections
+from django.http import HttpRequest
+from django.test import RequestFactory
 
 from bipsync_django import lifecycle
 from bipsync_django.backends import BipsyncBackend
 from bipsync_django.models import BipsyncToken, TokenEvent
 from bipsync_django.testing import SimulatedBipsync, SimulatedUser
+from tests import databases
 from tests.browser import CALLBACK, LOGIN, Browser, signed_in
 from tests.documentation import block, run
 from tests.grants import expire
@@ -452,6 +459,37 @@ def test_a_backend_that_looks_names_up_loosely_signs_nobody_in(
     user.save()
     assert browser.post("/admin/login/", form, secure=True).status_code == 302
     assert browser.user_id() == str(user.pk)
+
+
+class Wrapped:
+    """A request as Django REST framework hands it on."""
+
+    def __init__(self, request: HttpRequest) -> None:
+        self._request = request
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._request, name)
+
+
+@pytest.mark.parametrize("how", ["plain", "wrapped", "asynchronous"])
+def test_a_loose_backend_signs_nobody_in_by_any_door(settings: Any, how: str) -> None:
+    """Django REST framework wraps the request for ``authenticate()`` and not for ``login()``."""
+    configure(settings, **SSO_ONLY)
+    settings.AUTHENTICATION_BACKENDS = [OUR_BACKEND, f"{__name__}.CaseInsensitive"]
+    User.objects.create_user("EMERGENCY", password="secret")
+    request = RequestFactory().post("/")
+    request.session = SessionStore()
+    request.user = AnonymousUser()
+    asked: Any = Wrapped(request) if how == "wrapped" else request
+    user: Any = authenticate(asked, username="emergency", password="secret")
+    if user is None:
+        assert connections[databases.Router.alias].vendor == "mysql", "it takes the two for one"
+        return
+    sign_in = async_to_sync(alogin) if how == "asynchronous" else login
+    with pytest.raises(PermissionDenied):
+        sign_in(request, user)
+    assert request.session.is_empty()
+    assert not request.user.is_authenticated
 
 
 @pytest.mark.parametrize("name", ALIKE)

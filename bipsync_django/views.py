@@ -459,11 +459,12 @@ class ConfirmConnectionView(_SignInView):
 
     def retry_url(self, request: HttpRequest, reason: str) -> str:
         waiting = confirmation.find(request, self.kwargs["reference"])
-        if reason in {"other_person", "impersonation"} or waiting is None:
+        if reason in {"other_person", "impersonation"}:
             return _home()
         if reason in {"unavailable", "storage_unavailable"}:
             return request.path
-        return _connect_url(flow.safe_next(request, waiting.next), None)
+        next_url = "" if waiting is None else flow.safe_next(request, waiting.next)
+        return _connect_url(next_url, None)
 
     def _find(self, reference: str) -> tuple[confirmation.Waiting, BipsyncToken]:
         """Return what this browser was asked about, as it is now. Raises ``SignInRefused``."""

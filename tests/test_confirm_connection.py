@@ -393,7 +393,8 @@ def test_another_browser_of_the_same_person_has_nothing_to_confirm(
     for do in ("connect", "discard"):
         refused = other.post(url, {"do": do}, secure=True)
         assert (refused.status_code, reason_of(refused)) == (409, "not_waiting")
-    assert reason_of(other.get(url, secure=True)) == "not_waiting"
+    refused = other.get(url, secure=True)
+    assert (reason_of(refused), refused.context["retry_url"]) == ("not_waiting", CONNECT)
     waiting()
 
 
@@ -507,7 +508,9 @@ def test_two_tabs_of_one_account_confirm_what_they_show(
     browser = with_password(local)
     first = come_back(browser, bipsync, next_url="/first/")
     second = come_back(browser, bipsync, next_url="/second/")
-    assert reason_of(answer_confirmation(browser, first)) == "not_waiting"
+    refused = answer_confirmation(browser, first)
+    assert reason_of(refused) == "not_waiting"
+    assert refused.context["retry_url"] == f"{CONNECT}?next=%2Ffirst%2F"
     assert reason_of(answer_confirmation(browser, first, "discard")) == "not_waiting"
     waiting()
     assert answer_confirmation(browser, second)["Location"] == "/second/"

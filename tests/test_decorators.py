@@ -654,8 +654,9 @@ ELSEWHERE = {"other_person": "/", "not_permitted": f"{LOGIN}?next=%2Fsync%2F%3Ft
 
 def test_every_failure_is_provoked() -> None:
     provoked = {test_views.reason_in(name) for name in (*FAILED, *test_views.FAILED)}
-    # These end no sign-in: see test_service, test_lapsed and test_circles.
+    # These end no sign-in: see test_service, test_lapsed, test_circles, test_confirm_connection.
     elsewhere = {"person_account", "impersonation", "sign_in_again", "no_permission"}
+    elsewhere |= {"not_waiting"}
     assert provoked | elsewhere == {*FAILURES, "on_holiday"}
 
 

@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import os
+import re
 import secrets
 import subprocess
 import sys
@@ -381,7 +382,7 @@ BROKERS = {
 
 
 def _work(journey: Journey, broker: str) -> None:
-    """Let one refresh go well and one badly, in a worker on a real broker."""
+    """Let one refresh go well, one badly, and a site's task fail, with a worker and a broker."""
     name = f"bipsync-canary-{uuid.uuid4().hex}"
     url, results = BROKERS[broker]
     events = journey.folder / "events"
@@ -401,6 +402,8 @@ def _work(journey: Journey, broker: str) -> None:
         journey.keep("a queue", _messages(url, name))
         assert b"refresh_token" in journey.seen["a queue"]
         journey.bipsync.fail("token", FAILURES["server error"])
+        # So the site's own task fails as well, whatever became of its row.
+        journey.bipsync.fail("api", FAILURES["not allowed"], times=None)
         with Worker(
             "solo",
             journey.bipsync,
@@ -413,9 +416,10 @@ def _work(journey: Journey, broker: str) -> None:
                 lambda: (
                     any(reload(row).generation > generations[row.pk] for row in rows)
                     and any(reload(row).last_error for row in rows)
-                    and b"RefreshUnavailable" in _told(events)
+                    and bool(re.search(rb"RefreshUnavailable|AddressRefused", _told(events)))
                 )
             )
+        journey.bipsync.clear_failures()
         journey.keep("the worker's log", worker.told())
         journey.keep("an event of the worker's", _told(events))
         journey.keep("what the worker left", _messages(url, name) + _redis_values(name))

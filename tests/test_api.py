@@ -287,9 +287,17 @@ def test_another_host_gets_no_token_and_no_call(user: User, eavesdropper: Eavesd
             session.get(eavesdropper.url)
         with pytest.raises(ForeignHost):
             session.get(eavesdropper.url, auth=("name", "password"))
-        with pytest.raises(ForeignHost):
-            session.get("https://acme-api.bipsync.com.example.org/v1/users/me")
     assert eavesdropper.heard == []
+
+
+@pytest.mark.parametrize("more", [".example.org", "pany.example", ":8443", "@example.org"])
+def test_a_host_that_only_begins_like_the_tenants_gets_no_token_and_no_call(
+    user: User, settings: Any, more: str
+) -> None:
+    api_url = "https://acme-api.bipsync.com"
+    settings.BIPSYNC = {**settings.BIPSYNC, "API_URL": api_url}
+    with api_session(user) as session, pytest.raises(ForeignHost):
+        session.get(f"{api_url}{more}{ME}")
 
 
 def test_an_address_that_parsers_read_differently_gets_no_token(

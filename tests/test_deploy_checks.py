@@ -8,6 +8,7 @@ import pytest
 from celery import current_app
 from cryptography.fernet import Fernet
 from django.core import checks
+from django.urls import get_resolver
 
 from bipsync_django import decorators, error_reports
 from bipsync_django.backends import BipsyncBackend
@@ -35,6 +36,8 @@ def _a_site_that_is_well(settings: Any, monkeypatch: pytest.MonkeyPatch) -> Iter
         "ALLOWED_EMAIL_DOMAINS": ["acme.example"],
     }
     monkeypatch.setenv("BIPSYNC_TEST_SECRET", "x")
+    # The test site's views note their scopes as they are imported: before, and not meanwhile.
+    get_resolver().url_patterns  # noqa: B018
     monkeypatch.setattr(decorators, "_scopes_of_views", {"users:read"})
     before = current_app.conf.beat_schedule, current_app.conf.task_always_eager
     current_app.conf.beat_schedule = {**BEAT_SCHEDULE}

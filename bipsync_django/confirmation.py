@@ -26,11 +26,11 @@ _MOST_AT_ONCE = 3
 class Waiting:
     """Which pair waits, for whom, and where the person was going.
 
-    ``token`` and ``generation`` are those of the row, ``user`` is the person's primary key as
+    ``row`` is the primary key of the token row, and ``generation`` its pair's. ``user`` is the person's primary key as
     text, and ``started`` is a Unix time.
     """
 
-    token: int
+    row: int
     generation: int
     user: str
     next: str
@@ -42,16 +42,16 @@ def remember(
     response: HttpResponseBase,
     reference: str,
     *,
-    token: int,
+    row: int,
     generation: int,
     user: str,
     next_url: str,
 ) -> None:
-    """Let this browser confirm the pair ``generation`` of the row ``token``, under ``reference``.
+    """Let this browser confirm the pair ``generation`` of the token row ``row``, under ``reference``.
 
     ``user`` is the primary key, as text, of the only person who may. The oldest make room.
     """
-    waiting = Waiting(token, generation, user, next_url, time.time())
+    waiting = Waiting(row, generation, user, next_url, time.time())
     prefix = _name(request, "")
     begun = []
     for name in request.COOKIES:

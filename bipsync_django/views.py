@@ -357,7 +357,7 @@ class CallbackView(_SignInView):
             self.request,
             response,
             reference,
-            token=waiting.pk,
+            row=waiting.pk,
             generation=waiting.generation,
             user=trip.user,
             next_url=trip.next,
@@ -474,7 +474,7 @@ class ConfirmConnectionView(_SignInView):
         if waiting.user != str(self.request.user.pk):
             raise SignInRefused("other_person", "The session is by now another person's.")
         with _storing():
-            row = lifecycle.connection_at(waiting.token, waiting.generation)
+            row = lifecycle.connection_at(waiting.row, waiting.generation)
         if row is None or not (self._is_done(row) or lifecycle.may_be_confirmed(row)):
             raise SignInRefused("not_waiting", "The pair has changed, or waited too long.")
         return waiting, row

@@ -26,8 +26,8 @@ _MOST_AT_ONCE = 3
 class Waiting:
     """Which pair waits, for whom, and where the person was going.
 
-    ``row`` is the primary key of the token row, and ``generation`` its pair's. ``user`` is the person's primary key as
-    text, and ``started`` is a Unix time.
+    ``row`` is the primary key of the token row, and ``generation`` that of the pair that it held.
+    ``user`` is the person's primary key as text, and ``started`` is a Unix time.
     """
 
     row: int
@@ -47,9 +47,10 @@ def remember(
     user: str,
     next_url: str,
 ) -> None:
-    """Let this browser confirm the pair ``generation`` of the token row ``row``, under ``reference``.
+    """Let this browser confirm the pair ``generation`` of ``row``, under ``reference``.
 
-    ``user`` is the primary key, as text, of the only person who may. The oldest make room.
+    ``row`` is the primary key of the token row, and ``user``, as text, that of the only person
+    who may. The oldest make room.
     """
     waiting = Waiting(row, generation, user, next_url, time.time())
     prefix = _name(request, "")

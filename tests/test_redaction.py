@@ -624,8 +624,8 @@ def test_no_dataclass_shows_a_secret() -> None:
     }
     # A row and the number of one, validated claims, whose own text leaves the rest out, an address,
     # and where a secret is.
-    not_secret = {"SignIn.token", "_Binding.token", "Lapsed.token", "SignIn.claims"}
-    not_secret |= {"Tenant.token_url", "_AwsPlace.secret_id"}
+    not_secret = {"SignIn.token", "SignIn.claims", "_Binding.token", "Lapsed.token"}
+    not_secret |= {"Waiting.token", "Tenant.token_url", "_AwsPlace.secret_id"}
     assert shown == not_secret
     assert len(list(_dataclasses())) > 15
 

@@ -1,26 +1,30 @@
 """The authentication backend."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from datetime import timedelta
 from typing import Any
 
 from asgiref.sync import sync_to_async
 from django.conf import settings
 from django.contrib.auth import get_user_model, logout
 from django.contrib.auth.backends import ModelBackend
+from django.contrib.auth.hashers import make_password
 from django.contrib.auth.models import AbstractBaseUser
 from django.contrib.auth.signals import user_logged_in
 from django.core.exceptions import MultipleObjectsReturned, PermissionDenied
-from django.db import transaction
+from django.db import Error, models, transaction
+from django.db.models.signals import post_save
 from django.dispatch import receiver
 from django.http import HttpRequest
+from django.utils import timezone
 from django.utils.module_loading import import_string
 
 from .conf import break_glass_users, get_tenant, is_sso_only
 from .durable import database
 from .exceptions import SignInRefused
 from .lifecycle import Identity
-from .models import BipsyncToken
+from .models import BipsyncToken, TokenEvent
 from .oauth.claims import Claims
 from .signals import token_refreshed
 from .users import SignIn, UserPolicy, Vouched
@@ -31,6 +35,7 @@ __all__ = [
     "Vouched",
     "apply_refreshed_claims",
     "is_bipsync_backend",
+    "keep_access_reset",
     "require_break_glass",
     "site_backend",
 ]
@@ -81,6 +86,11 @@ class BipsyncBackend(UserPolicy, ModelBackend):
         """As ``authenticate``."""
         # ModelBackend's own would look at the password.
         return await sync_to_async(self.authenticate)(request, username, password, **kwargs)
+
+    async def aget_user(self, user_id: Any) -> Any:
+        """As ``get_user``, which a site may have overridden."""
+        # ModelBackend's own would ask the database past it.
+        return await sync_to_async(self.get_user)(user_id)
 
 
 _LET_THROUGH = "_bipsync_break_glass"
@@ -151,6 +161,51 @@ def require_break_glass(
         raise PermissionDenied("SSO_ONLY is set: people sign in with Bipsync.")
 
 
+# How long a request may have been under way that read a user before a rule joined them.
+_UNDER_WAY = timedelta(minutes=10)
+
+
+@receiver(post_save)
+def keep_access_reset(
+    *,
+    sender: type[models.Model],
+    instance: Any,
+    using: str,
+    update_fields: Collection[str] | None = None,
+    **kwargs: object,
+) -> None:
+    """Make a password unusable again that a request under way has written back.
+
+    ``UserPolicy.reset_access`` has ended it when a rule joined the user to a person at Bipsync. A
+    request that read the user before may save the old one afterwards, or a new one.
+    """
+    if not issubclass(sender, get_user_model()) or not instance.has_usable_password():
+        return
+    if update_fields is not None and "password" not in update_fields:
+        return
+    resets = TokenEvent.objects.using(database()).filter(
+        name=TokenEvent.Name.MATCHED,
+        reason="access_reset",
+        actor_id=instance.pk,
+        at__gte=timezone.now() - _UNDER_WAY,
+    )
+    try:
+        with transaction.atomic(using=database()):
+            # With a lock a transaction sees what was committed after it began.
+            if not resets.select_for_update().values_list("pk", flat=True)[:1]:
+                return
+    except Error:  # not migrated yet
+        return
+    # Not on the instance: its request may be about to bind its session to the hash that it has.
+    rows = sender._base_manager.using(using).filter(pk=instance.pk)
+    rows.update(password=make_password(None))
+    logger.error(
+        "The user with primary key %s was joined to a Bipsync account a moment ago. A password "
+        "that was saved since is not kept; set it once more in ten minutes.",
+        instance.pk,
+    )
+
+
 def site_backend() -> type[BipsyncBackend] | None:
     """Return the site's own ``BipsyncBackend``, the first in ``AUTHENTICATION_BACKENDS``."""
     ours = filter(is_bipsync_backend, settings.AUTHENTICATION_BACKENDS)
@@ -159,7 +214,11 @@ def site_backend() -> type[BipsyncBackend] | None:
 
 def is_bipsync_backend(path: str) -> bool:
     """Return whether ``path`` names ``BipsyncBackend`` or a subclass of it."""
-    backend = import_string(path) if path else None
+    try:
+        backend = import_string(path) if path else None
+    except ImportError:
+        # Of a package that is gone: Django takes its sessions for nobody's.
+        return False
     return isinstance(backend, type) and issubclass(backend, BipsyncBackend)
 
 

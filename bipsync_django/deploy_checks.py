@@ -28,6 +28,7 @@ __all__ = [
     "check_newcomers",
     "check_scopes",
     "check_session_cookie",
+    "check_session_engine",
     "check_tenants",
 ]
 
@@ -115,6 +116,21 @@ def check_cache(app_configs: Sequence[Any] | None, **kwargs: Any) -> list[CheckM
             hint="Each process fetches Bipsync's signing keys, and checks sessions, for itself. "
             f"Use Redis, Memcached or the database. {_SEE}",
             id="bipsync_django.W012",
+        )
+    ]
+
+
+@register(deploy=True)
+def check_session_engine(app_configs: Sequence[Any] | None, **kwargs: Any) -> list[CheckMessage]:
+    """W020: sessions are in the browser, where nobody can delete one."""
+    if settings.SESSION_ENGINE != "django.contrib.sessions.backends.signed_cookies":
+        return []
+    return [
+        checks.Warning(
+            "Sessions are kept in signed cookies, so a copied cookie cannot be made invalid.",
+            hint="It comes back when its owner signs in again. Keep sessions in the database or in "
+            f"the cache. {_SEE}",
+            id="bipsync_django.W020",
         )
     ]
 

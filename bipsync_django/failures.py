@@ -154,8 +154,8 @@ FAILURES: Mapping[str, Failure] = {
         403,
         _("You act as somebody else at the moment"),
         _(
-            "A Bipsync account can be connected by its own person only. Stop acting as somebody "
-            "else, then try again."
+            "Only its own person can connect or disconnect a Bipsync account. Stop acting as "
+            "somebody else, then try again."
         ),
     ),
     "sign_in_again": Failure(

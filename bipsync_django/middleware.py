@@ -59,7 +59,7 @@ class BipsyncSessionMiddleware(MiddlewareMixin):
 
     def process_response(self, request: HttpRequest, response: Any) -> Any:
         """Let the browser keep a session that waits for its person."""
-        sessions.put_back(request)
+        sessions.put_back(request, is_streaming=getattr(response, "streaming", False))
         return response
 
     def answer_page(

@@ -11,10 +11,12 @@ import logging
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from enum import IntEnum
+from functools import partial
 from typing import Any
 
 from django.conf import settings
-from django.contrib.auth import BACKEND_SESSION_KEY, SESSION_KEY, get_user_model, logout
+from django.contrib.auth import BACKEND_SESSION_KEY, SESSION_KEY, get_user_model
+from django.contrib.auth.middleware import auser
 from django.contrib.auth.models import AbstractBaseUser, AnonymousUser
 from django.contrib.auth.signals import user_logged_in, user_logged_out
 from django.contrib.sessions.backends.base import SessionBase
@@ -51,6 +53,7 @@ logger = logging.getLogger(__name__)
 _KEY = "_bipsync_session"
 _ENDED = "_bipsync_ended"
 _LAPSED = "_bipsync_lapsed"
+_BEGAN_IN = "_bipsync_began_in"
 _SIGNED_IN_WITH = "_bipsync_signed_in_with"
 _SALT = "bipsync_django.sessions"
 _FAILED = "sessions are checked anew"
@@ -132,13 +135,22 @@ def is_acting_as_another(request: HttpRequest) -> bool:
 @receiver(user_logged_in)
 def _bind(*, request: Any, user: Any, **kwargs: object) -> None:
     """Bind the session that begins, whatever code called ``login()``."""
+    if getattr(request, "session", None) is None:
+        return
     lapsed = lapsed_of(request)
     if lapsed is not None and lapsed.session is not None:
         _replace(request, lapsed, user)
+    before: _Binding | None = getattr(request, _BEGAN_IN, None)
+    if before is not None:
+        # To act as another, or to come back from that: what the session before depends on counts.
+        request.session[_BEGAN_IN] = asdict(before)
     backend = request.session.get(BACKEND_SESSION_KEY, "")
     if not is_bipsync_backend(backend):
         return
     token: BipsyncToken | None = getattr(request, _SIGNED_IN_WITH, None)
+    if token is None and before is not None and before.user == _text(user):
+        request.session[_KEY] = _stored(before.token, before.at, backend, before.tenant)
+        return
     if token is not None and token.signed_in_at is not None:
         # The row's own time, so that ``sessions_valid_after`` ends everything that signed in
         # before it, however long the answer to the browser took.
@@ -146,12 +158,12 @@ def _bind(*, request: Any, user: Any, **kwargs: object) -> None:
     else:
         at = timezone.now().timestamp()
         token = _latest_row(user)
-    request.session[_KEY] = {
-        "token": None if token is None else token.pk,
-        "at": at,
-        "backend": backend,
-        "tenant": "" if token is None else token.tenant,
-    }
+    pk, tenant = (None, "") if token is None else (token.pk, token.tenant)
+    request.session[_KEY] = _stored(pk, at, backend, tenant)
+
+
+def _stored(token: int | None, at: float | None, backend: str, tenant: str) -> dict[str, Any]:
+    return {"token": token, "at": at, "backend": backend, "tenant": tenant}
 
 
 def _latest_row(user: models.Model) -> BipsyncToken | None:
@@ -183,19 +195,34 @@ def examine(request: HttpRequest, *, anew: bool = False) -> Lapsed | None:
     user_id = request.session[SESSION_KEY]
     verdict = _judge(binding, user_id, anew=anew)
     if verdict is Verdict.GO_ON:
+        setattr(request, _BEGAN_IN, binding)
         return None
+    if binding.user != user_id:
+        # Nobody goes on acting as another: what is in the session is not the other person's.
+        verdict = Verdict.OVER
     lapsed = Lapsed(verdict, user_id, binding.token, binding.tenant)
     if verdict is Verdict.OVER:
         logger.info("The session of user %s has ended with its grant.", user_id)
-        logout(request)
+        _end_for_good(request)
     else:
         lapsed.session = request.session
         request.session = type(request.session)()
         request.user = AnonymousUser()
-    # Django's logout() leaves an asynchronous view the user that was there before.
-    request.auser = _nobody
+    # Whatever asks from here on asks the session that is there now.
+    for name in ("_cached_user", "_acached_user"):
+        request.__dict__.pop(name, None)
+    request.auser = partial(auser, request)
     setattr(request, _LAPSED, lapsed)
     return lapsed
+
+
+def _end_for_good(request: HttpRequest) -> None:
+    """Do what ``logout()`` does, whatever its receivers do: other middleware has not run yet."""
+    user = request.user
+    request.session.flush()
+    request.user = AnonymousUser()
+    # The class of the user, and not that of Django's lazy object around it.
+    user_logged_out.send_robust(sender=user.__class__, request=request, user=user)
 
 
 def lapsed_of(request: HttpRequest) -> Lapsed | None:
@@ -203,15 +230,15 @@ def lapsed_of(request: HttpRequest) -> Lapsed | None:
     return getattr(request, _LAPSED, None)
 
 
-async def _nobody() -> AnonymousUser:
-    return AnonymousUser()
-
-
 def _find_binding(request: HttpRequest) -> _Binding | None:
     session = request.session
     # Looking into the session would make every visitor's page vary by cookie.
     if session.session_key is None or SESSION_KEY not in session:
         return None
+    impersonator = _impersonator(request)
+    began_in = session.get(_BEGAN_IN)
+    if impersonator is not None and began_in is not None and began_in["user"] == impersonator:
+        return _Binding(**began_in)
     backend = session.get(BACKEND_SESSION_KEY, "")
     stored = session.get(_KEY)
     if stored is not None and stored["backend"] != backend:
@@ -220,7 +247,6 @@ def _find_binding(request: HttpRequest) -> _Binding | None:
     if stored is None and not is_bipsync_backend(backend):
         return None
     at = None if stored is None else stored["at"]
-    impersonator = _impersonator(request)
     if impersonator is not None:
         return _Binding(None, at, backend, "", impersonator)
     if stored is None:
@@ -318,14 +344,19 @@ def _text(user: models.Model) -> str:
 # --- a session that waits
 
 
-def put_back(request: HttpRequest) -> None:
+def put_back(request: HttpRequest, *, is_streaming: bool = False) -> None:
     """Let the browser keep the session that was put aside, unless a visitor's has taken its place.
 
-    Call it before Django's ``SessionMiddleware`` looks at the session.
+    Then it ends. It ends as well where the answer is not written yet (``is_streaming``), and may
+    look at the session. Call it before Django's ``SessionMiddleware`` looks at the session.
     """
     lapsed = lapsed_of(request)
-    if lapsed is not None and lapsed.session is not None and request.session.is_empty():
+    if lapsed is None or lapsed.session is None:
+        return
+    if request.session.is_empty() and not is_streaming:
         request.session = lapsed.session
+    else:
+        lapsed.end()
 
 
 def bring_back(request: HttpRequest) -> None:

@@ -7,6 +7,7 @@ from urllib.parse import urlencode
 
 from django.conf import settings
 from django.contrib.auth import (
+    HASH_SESSION_KEY,
     SESSION_KEY,
     authenticate,
     get_user_model,
@@ -17,10 +18,11 @@ from django.contrib.auth import (
 from django.contrib.auth import views as auth_views
 from django.contrib.auth.decorators import login_not_required, login_required
 from django.contrib.auth.models import AbstractBaseUser
-from django.db import Error, router
+from django.db import Error
 from django.http import HttpRequest, HttpResponse, HttpResponseBase, HttpResponseRedirect, QueryDict
 from django.shortcuts import render, resolve_url
 from django.urls import reverse
+from django.utils.crypto import constant_time_compare
 from django.utils.decorators import method_decorator
 from django.utils.encoding import escape_uri_path
 from django.views.decorators.cache import never_cache
@@ -503,7 +505,7 @@ class ConfirmConnectionView(_SignInView):
         claims, tenant = self._read(seen)
 
         def resolve_user(row: BipsyncToken) -> AbstractBaseUser:
-            person = _person_here(self.request)
+            person = _person_here(self.request, in_transaction=True)
             return _user_of(self.request, SignIn(tenant, claims, row, person))
 
         with _storing():
@@ -557,6 +559,11 @@ class DisconnectView(View):
             return HttpResponseRedirect(reverse("bipsync:connection"))
         ends_session = sessions.is_bound_to(request, grant)
         if request.method == "POST":
+            try:
+                expect_own_person(request)
+            except SignInRefused as refused:
+                here = reverse("bipsync:connection")
+                return refuse(request, refused.reason, str(refused), retry_url=here)
             lifecycle.disconnect(grant, actor=person)
             if ends_session:
                 logout(request)
@@ -667,7 +674,7 @@ def _as_django_finds_them(user: Any) -> Any:
     backend: Any = load_backend(user.backend)
     found = backend.get_user(user.pk)
     model = get_user_model()
-    if found is None and router.db_for_read(model) != router.db_for_write(model):
+    if found is None and not model._base_manager.filter(pk=user.pk).exists():
         # A replica does not have a user yet who was created in this transaction.
         found = user if backend.user_can_authenticate(user) else None
     if found is None:
@@ -715,12 +722,21 @@ def _connect_url(next_url: str, tenant: str | None) -> str:
     return reverse("bipsync:connect", kwargs=kwargs) + query
 
 
-def _person_here(request: HttpRequest) -> AbstractBaseUser:
-    """Return who is signed in, as they are in the database now. Raises ``SignInRefused``."""
+def _person_here(request: HttpRequest, *, in_transaction: bool = False) -> AbstractBaseUser:
+    """Return who is signed in, as they are in the database now. Raises ``SignInRefused``.
+
+    With ``in_transaction`` they stay so until it ends: a rule that joins the user to somebody else
+    comes before or after.
+    """
     people = get_user_model()._default_manager.using(database())
+    people = people.select_for_update() if in_transaction else people.all()
     person: AbstractBaseUser | None = people.filter(pk=request.user.pk or 0).first()
     if person is None:
         raise SignInRefused("other_person", "The user is not there any more.")
+    hashes = [person.get_session_auth_hash(), *person.get_session_auth_fallback_hash()]
+    stored = request.session.get(HASH_SESSION_KEY, "")
+    if not any(constant_time_compare(stored, one) for one in hashes):
+        raise SignInRefused("other_person", "The session has ended meanwhile.")
     return person
 
 

@@ -165,3 +165,8 @@ def test_w017_more_is_asked_for_than_is_used(
     assert found() == []
     monkeypatch.setattr(decorators, "_scopes_of_views", set())
     assert found() == [], "a site that names none is not told"
+
+
+def test_w020_sessions_in_signed_cookies(settings: Any) -> None:
+    settings.SESSION_ENGINE = "django.contrib.sessions.backends.signed_cookies"
+    assert [message.id for message in found()] == ["bipsync_django.W020"]

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,13 +19,21 @@ from django.core.management import call_command
 from django.db import connections
 from django.http import HttpRequest
 from django.test import RequestFactory
+from django.utils import timezone
 
 from bipsync_django import lifecycle
 from bipsync_django.backends import BipsyncBackend
 from bipsync_django.models import BipsyncToken, TokenEvent
 from bipsync_django.testing import SimulatedBipsync, SimulatedUser
 from tests import databases
-from tests.browser import CALLBACK, LOGIN, Browser, signed_in
+from tests.browser import (
+    CALLBACK,
+    LOGIN,
+    Browser,
+    answer_confirmation,
+    signed_in,
+    way_to_bipsync,
+)
 from tests.documentation import block, run
 from tests.grants import expire
 
@@ -110,6 +119,7 @@ def test_a_person_who_comes_back_keeps_their_new_password(
     nora = person(**VERIFIED)
     come(bipsync, nora)
     user = User.objects.get()
+    TokenEvent.objects.update(at=timezone.now() - timedelta(minutes=11))
     user.set_password("a new one")
     user.save()
     assert come(bipsync, nora)[1] == "nora"
@@ -518,3 +528,70 @@ def test_a_subject_that_only_differs_in_case_is_not_taken_for_another(
     assert bipsync.calls["refresh"] == before
     token.refresh_from_db()
     assert (token.subject, token.generation) == (MALLORY, 1)
+
+
+# --- requests that are under way while a rule joins
+
+
+def test_a_user_that_was_read_before_brings_no_password_back(
+    bipsync: SimulatedBipsync, settings: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    configure(settings, **MATCH)
+    User.objects.create_user("mallory", MAIL, "secret")
+    stale = User.objects.get()
+    come(bipsync, person(**VERIFIED))
+    stale.first_name = "Mal"
+    stale.save()
+    assert not User.objects.get().has_usable_password()
+    assert User.objects.get().first_name == "Mal"
+    assert not Browser().login(username="mallory", password="secret")
+    assert "A password that was saved since is not kept" in caplog.text
+    # The object goes on as it is: a session that is bound to its hash is dead.
+    assert stale.get_session_auth_hash() != User.objects.get().get_session_auth_hash()
+
+
+def test_a_password_may_be_set_later(bipsync: SimulatedBipsync, settings: Any) -> None:
+    configure(settings, **MATCH)
+    User.objects.create_user("mallory", MAIL, "secret")
+    come(bipsync, person(**VERIFIED))
+    TokenEvent.objects.update(at=timezone.now() - timedelta(minutes=11))
+    user = User.objects.get()
+    user.set_password("another")
+    user.save()
+    assert Browser().login(username="mallory", password="another")
+
+
+def test_other_people_keep_their_passwords(bipsync: SimulatedBipsync, settings: Any) -> None:
+    configure(settings, **MATCH)
+    User.objects.create_user("mallory", MAIL, "secret")
+    come(bipsync, person(**VERIFIED))
+    other = User.objects.create_user("other", password="secret")
+    other.save()
+    assert other.has_usable_password()
+    assert Browser().login(username="other", password="secret")
+
+
+def test_a_confirmation_under_way_does_not_join_the_user_that_a_rule_has_joined(
+    bipsync: SimulatedBipsync, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two_tenants(bipsync, settings, **MATCH)
+    User.objects.create_user("mallory", MAIL, "secret")
+    browser = Browser()
+    assert browser.login(username="mallory", password="secret")
+    mallorys = SimulatedUser(MALLORY, "Mal Lory", "Mal", "Lory", "mallory@evil.example")
+    bipsync.add_user(mallorys)
+    begun = way_to_bipsync(browser.post("/bipsync/connect/globex/", secure=True))
+    back = browser.open(bipsync.approve(begun, user=MALLORY))
+    plain = lifecycle.claims_of
+    came: list[Any] = []
+
+    def meanwhile(row: BipsyncToken) -> Any:
+        claims = plain(row)
+        if not came:
+            came.append(come(bipsync, person(**VERIFIED), "acme"))
+        return claims
+
+    monkeypatch.setattr(lifecycle, "claims_of", meanwhile)
+    answer = answer_confirmation(browser, back)
+    assert (answer.status_code, answer.context["reason"]) == (403, "other_person")
+    assert not BipsyncToken.objects.filter(subject=MALLORY).exclude(user=None).exists()

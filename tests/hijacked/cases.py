@@ -11,6 +11,7 @@ import pytest
 from django.contrib.auth.models import User
 
 from bipsync_django import lifecycle
+from bipsync_django.conf import get_tenant
 from bipsync_django.lifecycle import Outcome
 from bipsync_django.models import BipsyncToken
 from bipsync_django.testing import SimulatedBipsync
@@ -53,7 +54,24 @@ def withdraw(row: BipsyncToken, bipsync: SimulatedBipsync) -> None:
     assert lifecycle.refresh_if_due(expire(row).pk) is Outcome.NEEDS_SIGN_IN
 
 
-ENDINGS = [disconnect, end_sessions, withdraw]
+def unlink(row: BipsyncToken, bipsync: SimulatedBipsync) -> None:
+    lifecycle.unlink(row)
+
+
+def delete(row: BipsyncToken, bipsync: SimulatedBipsync) -> None:
+    row.delete()
+
+
+def give_up(row: BipsyncToken, bipsync: SimulatedBipsync) -> None:
+    lifecycle.give_up_tenant(row.tenant)
+
+
+def hand_over(row: BipsyncToken, bipsync: SimulatedBipsync) -> None:
+    lifecycle.unlink(row)
+    lifecycle.link(get_tenant(), row.subject, User.objects.create_user("successor"))
+
+
+ENDINGS = [disconnect, end_sessions, withdraw, unlink, delete, give_up, hand_over]
 
 
 def hijack(browser: Browser, user: User) -> None:
@@ -245,3 +263,48 @@ def test_after_the_release_an_account_may_be_connected_again(
     assert refused(root.post("/bipsync/connect/", secure=True))
     release(root)
     way_to_bipsync(root.post("/bipsync/connect/", secure=True))
+
+
+# --- between two sessions
+
+
+@pytest.mark.parametrize("end", ENDINGS)
+def test_nobody_comes_back_whose_grant_has_ended_meanwhile(
+    ada: Browser,
+    grant: BipsyncToken,
+    bipsync: SimulatedBipsync,
+    end: Callable[[BipsyncToken, SimulatedBipsync], None],
+) -> None:
+    hijack(ada, User.objects.create_user("colleague"))
+    end(grant, bipsync)
+    ada.post("/hijack/release/", secure=True)
+    assert who(ada) == "visitor"
+    form = {"username": "evil", "password1": "tr0ubadour", "password2": "tr0ubadour"}
+    ada.post("/admin/auth/user/add/", form, secure=True)
+    assert not User.objects.filter(username="evil").exists()
+
+
+def test_nobody_becomes_the_person_who_acted_as_them(
+    ada: Browser, grant: BipsyncToken, bipsync: SimulatedBipsync
+) -> None:
+    grace = User.objects.get(pk=signed_in(bipsync, GRACE).user_id() or "")
+    hijack(ada, grace)
+    withdraw(grant, bipsync)
+    shared = ada
+    assert who(shared) == "visitor"
+    # Grace signs in as herself, in that browser, and Ada somewhere else.
+    shared.open(bipsync.approve(shared.begin(), user=GRACE))
+    signed_in(bipsync, ADA)
+    assert who(shared) == grace.username
+    assert "hijack_history" not in shared.session
+    shared.post("/hijack/release/", secure=True)
+    assert who(shared) == grace.username
+
+
+def test_nobody_disconnects_an_account_while_they_act_as_another(
+    ada: Browser, grant: BipsyncToken, bipsync: SimulatedBipsync
+) -> None:
+    grace = User.objects.get(pk=signed_in(bipsync, GRACE).user_id() or "")
+    hijack(ada, grace)
+    assert refused(ada.post("/bipsync/disconnect/acme/", secure=True))
+    assert BipsyncToken.objects.get(user=grace).status == "active"

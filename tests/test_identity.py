@@ -1,7 +1,9 @@
 """Which token row is meant: an object, a message and a connection may each mean another one."""
 
 import contextvars
+import pickle
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -61,6 +63,42 @@ def test_a_row_that_has_changed_hands_gives_its_old_owner_nothing(
     assert TokenEvent.objects.count() == events
     assert BipsyncToken.objects.values().get() == before
     assert lifecycle.access_token(new)
+
+
+IDENTITY = ["tenant", "kind", "subject", "user", "created_at"]
+INCOMPLETE: dict[str, Callable[[], Any]] = {
+    "only": lambda: BipsyncToken.objects.only("status"),
+    "raw": lambda: BipsyncToken.objects.raw(
+        f"SELECT id, status FROM {BipsyncToken._meta.db_table}"  # noqa: S608 - constant
+    ),
+    "pickled": lambda: [pickle.loads(pickle.dumps(BipsyncToken.objects.only("status").get()))],  # noqa: S301 - our own
+} | {
+    f"without {column}": lambda column=column: BipsyncToken.objects.defer(column)  # type: ignore[misc]
+    for column in IDENTITY
+}
+
+
+@pytest.mark.parametrize("load", INCOMPLETE)
+@pytest.mark.parametrize("call", [*CALLS, "reencrypt"])
+def test_a_row_that_was_loaded_without_its_identity_gives_nobody_anything(
+    token: BipsyncToken, bipsync: SimulatedBipsync, load: str, call: str
+) -> None:
+    """Django would read what is left out when it is asked for, whosever row it is by then."""
+    (incomplete,) = INCOMPLETE[load]()
+    hand_over(token, bipsync)
+    before = BipsyncToken.objects.values().get()
+    with pytest.raises(TypeError, match=r"loaded without .*\.only\(\)"):
+        {**CALLS, "reencrypt": lifecycle.reencrypt}[call](incomplete)
+    assert bipsync.calls["token"] == 0
+    assert BipsyncToken.objects.values().get() == before
+
+
+def test_a_row_without_its_secrets_is_known_all_the_same(
+    token: BipsyncToken, bipsync: SimulatedBipsync
+) -> None:
+    expire(token)
+    row = BipsyncToken.objects.only(*IDENTITY).get()
+    assert bipsync.is_access_token_alive(lifecycle.access_token(row))
 
 
 @pytest.mark.parametrize("column", ["tenant", "kind", "subject", "created_at"])

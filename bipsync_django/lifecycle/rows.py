@@ -4,7 +4,7 @@ import json
 import logging
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
 from typing import Any, Self, TypeVar
 
@@ -86,7 +86,21 @@ class Identity:
 
     @classmethod
     def of(cls, row: "BipsyncToken | Identity") -> Self:
-        """Return the identity of ``row``, which may be one already."""
+        """Return the identity of ``row``, which may be one already.
+
+        Raises ``TypeError`` for a row that was loaded without one of these columns: Django would
+        read it now, on whichever connection this is, and the row found there would be compared
+        with itself.
+        """
+        if isinstance(row, BipsyncToken):
+            missing = row.get_deferred_fields() & {field.name for field in fields(cls)}
+            if missing:
+                raise TypeError(
+                    f"The Bipsync token with primary key {row.pk} was loaded without "
+                    f"{', '.join(sorted(missing))}, so nothing says whose it is. Load the whole "
+                    "row: without .only(), and with .defer() for access_token, refresh_token and "
+                    "claims alone."
+                )
         return cls(row.pk, row.tenant, row.kind, row.subject, row.user_id, row.created_at)
 
     @property

@@ -372,6 +372,34 @@ def test_a_row_that_is_used_in_another_schema_is_refused(
     assert {name: stored(name) for name in SCHEMAS} == before
 
 
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("load", ["only", "defer"])
+def test_a_row_that_was_loaded_in_part_gets_nobody_elses_token(
+    rows: dict[str, BipsyncToken], bipsync: SimulatedBipsync, call: str, load: str
+) -> None:
+    """Its missing columns would be read on the second connection, and compared with themselves."""
+    for name in ("public", "acorn"):
+        with schema_context(name):
+            lifecycle.access_token(BipsyncToken.objects.get())
+    bipsync.reset_calls()
+    before = {name: stored(name) for name in SCHEMAS}
+    queries = {
+        "only": BipsyncToken.objects.only("status"),
+        "defer": BipsyncToken.objects.defer("subject", "user", "created_at"),
+    }
+    calls: dict[str, Any] = {
+        "access_token": lifecycle.access_token,
+        "refresh": lambda row: lifecycle.refresh(row, force=True),
+        "replace_refused": lambda row: lifecycle.replace_refused(row, refused),
+    }
+    with schema_context("acorn"):
+        refused = BipsyncToken.objects.get().unseal("access_token") or ""
+        with transaction.atomic(), pytest.raises(TypeError, match="loaded without"):
+            calls[call](queries[load].get())
+    assert not bipsync.calls["token"]
+    assert {name: stored(name) for name in SCHEMAS} == before
+
+
 # --- messages
 
 

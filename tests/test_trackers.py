@@ -1,17 +1,24 @@
 """What a real error tracker is told when something fails: no secret, in whatever it keeps."""
 
 import inspect
+import io
 import logging
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 import sentry_sdk
+from django.core.handlers.wsgi import WSGIHandler
 from django.core.signals import got_request_exception
 from django.db import connections
+from django.http import HttpRequest, HttpResponse
+from django.test import RequestFactory
+from django.urls import path
+from django.views.decorators.csrf import csrf_exempt
 
 from bipsync_django import (
     conf,
@@ -189,6 +196,166 @@ def test_each_request_passes_through_the_filter_once(kept: Kept, rf: Any) -> Non
     for _ in range(3):
         error_reports.guard(request)
     assert scope._event_processors.count(error_reports.redact_event) == before + 1
+
+
+SECRET = "def50200" + "ab" * 40
+
+
+class Shown:
+    """A site's own object, whose text shows what it holds."""
+
+    def __repr__(self) -> str:
+        return f"<Shown refresh_token={SECRET}>"
+
+
+class Hidden:
+    def __repr__(self) -> str:
+        raise LookupError(SECRET)
+
+
+def circle() -> Any:
+    found: dict[str, Any] = {"token": SECRET}
+    found["itself"] = [found]
+    return found
+
+
+def nested(depth: int) -> Any:
+    found: Any = {"token": SECRET}
+    for _ in range(depth):
+        found = {"n": found}
+    return found
+
+
+VALUES: dict[str, Callable[[], Any]] = {
+    "text": lambda: SECRET,
+    "a circle": circle,
+    "deep": lambda: nested(400),
+    "nearly as deep as is looked": lambda: nested(45),
+    "bytes": lambda: f"refresh_token={SECRET}".encode(),
+    "bytearray": lambda: bytearray(SECRET.encode()),
+    "set": lambda: {SECRET},
+    "frozenset": lambda: frozenset({SECRET}),
+    "object": Shown,
+    "object in a tuple": lambda: (Shown(),),
+    "object without a text": Hidden,
+    "key": lambda: {SECRET: 1},
+    "bytes behind a name": lambda: {"code": b"opaque-one-time-code"},
+    "list behind a name": lambda: {"client_secret": ["opaque-one-time-code"]},
+    "pair": lambda: [("code", "opaque-one-time-code")],
+}
+
+
+def told(rf: Any, value: Any, **more: Any) -> bytes:
+    """Return what Sentry sends about a mistake of a site's that has told it of ``value``."""
+    with tracker(**more) as kept:
+        error_reports.guard(rf.get("/"))
+        sentry_sdk.get_current_scope().set_extra("given", value)
+        refresh_token = SECRET
+        try:
+            raise KeyError(len(refresh_token))
+        except KeyError:
+            sentry_sdk.capture_exception()
+        sentry_sdk.flush()
+    assert b"KeyError" in kept.text()
+    return kept.text()
+
+
+@pytest.mark.parametrize("value", VALUES.values(), ids=VALUES)
+def test_no_value_keeps_an_event_from_being_redacted(rf: Any, value: Any) -> None:
+    text = told(rf, value())
+    assert b'"given"' in text
+    assert SECRET.encode() not in text
+    assert b"opaque-one-time-code" not in text
+
+
+@pytest.mark.parametrize("door", ["a request", "before_send"])
+@pytest.mark.parametrize("error", [RecursionError, ValueError])
+def test_an_event_that_cannot_be_redacted_only_names_its_error(
+    rf: Any, monkeypatch: pytest.MonkeyPatch, error: type[Exception], door: str
+) -> None:
+    def fail(text: str) -> str:
+        raise error(text)
+
+    monkeypatch.setattr(error_reports, "redact", fail)
+    if door == "before_send":
+        monkeypatch.setattr(error_reports, "_guard_sentry", lambda request: None)
+    more = {"before_send": error_reports.redact_event} if door == "before_send" else {}
+    text = told(rf, "what is given", **more)
+    assert SECRET.encode() not in text
+    assert b"what is given" not in text
+    assert b"could not be redacted" in text
+    # A trace without its spans is no use, and something that is no event is not sent.
+    for event in ({"type": "transaction"}, {"exception": SECRET}, SECRET):
+        assert error_reports.redact_event(event) is None
+
+
+def test_what_is_clean_stays_as_it_is(rf: Any) -> None:
+    plain = [1, 2.5, None, True, range(10**9), b"bytes", object(), {"a": {1, 2}}]
+    found: Any = error_reports.redact_event({"extra": plain, "code": 404, "state": None})
+    assert (found["code"], found["state"]) == (404, None)
+    assert found["extra"][:-1] == plain[:-1]
+    twice = ["x"]
+    assert error_reports.redact_event({"a": twice, "b": twice}) == {"a": ["x"], "b": ["x"]}
+
+
+def test_each_list_is_looked_at_once_however_often_it_is_mentioned() -> None:
+    value: Any = [SECRET]
+    for _ in range(40):
+        value = [value, value, value]
+    found: Any = error_reports.redact_event({"extra": value})
+    found = found["extra"]
+    for _ in range(40):
+        assert found[0] is found[2]
+        found = found[0]
+    assert found == [redaction.REDACTED]
+
+
+def mistaken(request: HttpRequest) -> HttpResponse:
+    refresh_token = SECRET
+    raise KeyError(len(request.body), len(refresh_token))
+
+
+urlpatterns = [path("mistaken/", csrf_exempt(mistaken))]
+
+
+@pytest.mark.parametrize("depth", [1, 100, 200, 300, 450])
+def test_no_visitor_opens_the_filter_by_what_they_send(
+    settings: Any, kept: Kept, depth: int
+) -> None:
+    settings.ROOT_URLCONF = __name__
+    body = ('{"a":' * depth + "1" + "}" * depth).encode()
+    request = RequestFactory().post("/mistaken/", body, content_type="application/json")
+    environ = {**request.environ, "wsgi.input": io.BytesIO(body)}
+    statuses: list[str] = []
+    b"".join(WSGIHandler()(environ, lambda status, headers, *more: statuses.append(status)))
+    assert statuses[0].startswith("500")
+    assert b"KeyError" in kept.text()
+    assert SECRET.encode() not in kept.text()
+
+
+def test_a_sentry_that_is_unknown_breaks_no_request_and_is_told_nothing(
+    bipsync: SimulatedBipsync,
+    kept: Kept,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As before 2.0, which has no ``get_client``."""
+    monkeypatch.setattr(sentry_sdk.scope, "global_event_processors", [])
+    error_reports._strip_all_events.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "sentry_sdk", ModuleType("sentry_sdk"))
+        for _ in range(3):
+            assert Browser().open("/bipsync/login/").status_code == 302
+    (record,) = [r for r in caplog.records if "Use sentry-sdk 2" in r.getMessage()]
+    assert "AttributeError" in record.getMessage()
+    assert sentry_sdk.scope.global_event_processors == [error_reports._strip]
+    refresh_token = SECRET
+    try:
+        raise KeyError(len(refresh_token))
+    except KeyError:
+        sentry_sdk.capture_exception()
+    assert b"KeyError" in kept.text()
+    assert SECRET.encode() not in kept.text()
 
 
 # --- using a grant

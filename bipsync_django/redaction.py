@@ -120,9 +120,9 @@ def without_traces(function: Callable[P, R]) -> Callable[P, R]:
     Error trackers show the variables of every frame that an exception has passed, and tokens and
     headers are among ours. This clears the frames of ``function`` and of all that it has called,
     for the exception itself, for its causes and for the members of a group. Frames of the callers
-    stay as they are, and so do those of an exception that the caller was handling already. Functions
-    of the site's that ``function`` calls are cleared too, and before Python 3.13 a suspended
-    generator is closed by that where an error that it keeps is part of the chain.
+    stay as they are, and so do those of an exception that the caller was handling already.
+    Functions of the site's that ``function`` calls are cleared too, and before Python 3.13 a
+    suspended generator is closed by that where an error that it keeps is part of the chain.
 
     Use it as the outermost decorator: the frame of any other one keeps the arguments.
     """

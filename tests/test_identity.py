@@ -73,7 +73,7 @@ INCOMPLETE: dict[str, Callable[[], Any]] = {
     ),
     "pickled": lambda: [pickle.loads(pickle.dumps(BipsyncToken.objects.only("status").get()))],  # noqa: S301 - our own
 } | {
-    f"without {column}": lambda column=column: BipsyncToken.objects.defer(column)  # type: ignore[misc]
+    f"without {column}": lambda column=column: BipsyncToken.objects.defer(column)
     for column in IDENTITY
 }
 

@@ -182,7 +182,7 @@ def test_an_event_is_redacted_wherever_a_secret_stands() -> None:
         "level": "error",
         "timestamp": 1,
     }
-    told = error_reports.redact_event(event, {})
+    told: Any = error_reports.redact_event(event, {})
     assert "opaque" not in repr(told)
     assert token[:24] not in repr(told)
     assert (told["level"], told["timestamp"]) == ("error", 1)
@@ -327,7 +327,11 @@ def test_no_visitor_opens_the_filter_by_what_they_send(
     request = RequestFactory().post("/mistaken/", body, content_type="application/json")
     environ = {**request.environ, "wsgi.input": io.BytesIO(body)}
     statuses: list[str] = []
-    b"".join(WSGIHandler()(environ, lambda status, headers, *more: statuses.append(status)))
+
+    def start_response(status: str, headers: list[tuple[str, str]], *more: Any) -> Any:
+        statuses.append(status)
+
+    b"".join(WSGIHandler()(environ, start_response))
     assert statuses[0].startswith("500")
     assert b"KeyError" in kept.text()
     assert SECRET.encode() not in kept.text()

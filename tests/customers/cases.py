@@ -387,15 +387,18 @@ def test_a_row_that_was_loaded_in_part_gets_nobody_elses_token(
         "only": BipsyncToken.objects.only("status"),
         "defer": BipsyncToken.objects.defer("subject", "user", "created_at"),
     }
-    calls: dict[str, Any] = {
-        "access_token": lifecycle.access_token,
-        "refresh": lambda row: lifecycle.refresh(row, force=True),
-        "replace_refused": lambda row: lifecycle.replace_refused(row, refused),
-    }
     with schema_context("acorn"):
         refused = BipsyncToken.objects.get().unseal("access_token") or ""
-        with transaction.atomic(), pytest.raises(TypeError, match="loaded without"):
-            calls[call](queries[load].get())
+    calls: dict[str, Any] = {
+        **CALLS,
+        "replace_refused": lambda row: lifecycle.replace_refused(row, refused),
+    }
+    with (
+        schema_context("acorn"),
+        transaction.atomic(),
+        pytest.raises(TypeError, match="loaded without"),
+    ):
+        calls[call](queries[load].get())
     assert not bipsync.calls["token"]
     assert {name: stored(name) for name in SCHEMAS} == before
 

@@ -262,7 +262,7 @@ def test_a_function_that_fails_after_the_answer_leaves_the_row_in_doubt(
     settings: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The pair is lost with the database: the death that follows says nothing of the application."""
+    """The pair is lost with the database; the death that follows is not the application's."""
     is_down: list[bool] = []
 
     def prepare(connection: Any, caller: Any) -> None:

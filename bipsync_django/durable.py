@@ -348,6 +348,7 @@ def _on_own_connection(work: Callable[[], T], using: str) -> T:
         except BaseException as error:  # noqa: BLE001 - raised again in the caller's thread
             errors.append(error)
         finally:
+            _forget_isolation_level(connection)
             connections.close_all()
             opening.end()
 
@@ -412,6 +413,14 @@ def _use_read_committed(connection: BaseDatabaseWrapper) -> None:
         **settings,
         "OPTIONS": {**settings["OPTIONS"], "isolation_level": level},
     }
+
+
+def _forget_isolation_level(connection: BaseDatabaseWrapper) -> None:
+    """Let a pool have its connection back as it was: psycopg keeps the level as an attribute."""
+    if connection.vendor == "postgresql" and connection.connection is not None:
+        # One that is broken goes back to no one.
+        with suppress(Error), connection.wrap_database_errors:
+            connection.connection.isolation_level = None
 
 
 def _update_on_postgresql(

@@ -31,6 +31,7 @@ __all__ = [
     "granted",
     "is_quarantined",
     "is_refused",
+    "kept",
     "kept_claims",
     "may_be_used",
     "pair_values",
@@ -209,14 +210,15 @@ def read_beside(row: BipsyncToken | Identity) -> BipsyncToken:
         return read(row)
 
 
-def forget_kept(row: BipsyncToken) -> bool:
-    """Erase the refresh token that a disconnected ``row`` keeps until its lease has run out.
-
-    Returns whether this caller has done it, and no other.
-    """
+def kept(row: BipsyncToken) -> BipsyncTokenQuerySet:
+    """Return ``row`` if it is disconnected and keeps its refresh token for after a lease."""
     as_read = Identity.of(row).rows().filter(generation=row.generation, status=Status.DISCONNECTED)
-    kept = as_read.filter(refresh_token__isnull=False)
-    return bool(write(kept, refresh_token=None, lease_until=None))
+    return as_read.filter(refresh_token__isnull=False)
+
+
+def forget_kept(row: BipsyncToken) -> None:
+    """Erase the refresh token that a disconnected ``row`` keeps."""
+    write(kept(row), refresh_token=None, lease_until=None)
 
 
 def write(rows: models.QuerySet[Any], **values: Any) -> int:

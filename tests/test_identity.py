@@ -13,7 +13,7 @@ from django.contrib.auth.models import User
 from django.core.management import call_command
 from django.db import OperationalError, connections, transaction
 
-from bipsync_django import durable, lifecycle
+from bipsync_django import durable, lifecycle, tasks
 from bipsync_django.durable import DatabaseNow
 from bipsync_django.exceptions import BipsyncError, RowMismatch, SignInRequired
 from bipsync_django.lifecycle import Identity, protocol
@@ -132,6 +132,38 @@ def test_a_message_about_a_row_that_has_changed_hands_does_nothing(
     assert lifecycle.refresh_asked(token.pk, digest) == "disconnected"
     assert bipsync.calls["token"] == 0
     assert lifecycle.refresh_if_due(token.pk, Identity.of(new).digest).value == "refreshed"
+
+
+@pytest.mark.parametrize("ask", [lifecycle.refresh_if_due, lifecycle.refresh_asked])
+def test_a_message_of_before_the_secret_key_was_rotated_is_still_understood(
+    token: BipsyncToken, bipsync: SimulatedBipsync, settings: Any, ask: Callable[..., object]
+) -> None:
+    expire(token)
+    ((pk, digest),) = lifecycle.take_due(10).items()
+    settings.SECRET_KEY_FALLBACKS = [settings.SECRET_KEY]
+    settings.SECRET_KEY = "another" * 10
+    ask(pk, digest)
+    assert bipsync.calls["refresh"] == 1
+    # New messages are made with the new key.
+    assert Identity.of(token).digest != digest
+
+
+@pytest.mark.parametrize("task", [tasks.refresh_token, tasks.refresh_asked])
+@pytest.mark.parametrize("how", ["another key", "no digest"])
+def test_a_message_that_cannot_be_understood_leaves_the_row_alone_and_says_why(
+    token: BipsyncToken,
+    bipsync: SimulatedBipsync,
+    settings: Any,
+    caplog: pytest.LogCaptureFixture,
+    task: Any,
+    how: str,
+) -> None:
+    arguments = [token.pk, Identity.of(token).digest][: 1 if how == "no digest" else 2]
+    expire(token)
+    settings.SECRET_KEY = "another" * 10
+    assert task.apply(args=arguments).state == "SUCCESS"
+    assert bipsync.calls["token"] == 0
+    assert "SECRET_KEY_FALLBACKS" in caplog.text
 
 
 who = contextvars.ContextVar("who", default="nobody")

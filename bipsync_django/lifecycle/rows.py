@@ -1,5 +1,6 @@
 """Token rows: which one is meant, how they are read and written, and what they say."""
 
+import hmac
 import json
 import logging
 from collections.abc import Callable, Iterable
@@ -8,6 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Self, TypeVar
 
+from django.conf import settings
 from django.db import Error, connections, models, transaction
 from django.db.models.expressions import RawSQL
 from django.dispatch import Signal
@@ -93,8 +95,19 @@ class Identity:
     @property
     def digest(self) -> str:
         """A keyed digest, for messages and sessions that must not say whose row they mean."""
+        return self._digest(settings.SECRET_KEY)
+
+    def has_digest(self, digest: str) -> bool:
+        """Return whether ``digest`` is this one's, by ``SECRET_KEY`` or one of its fallbacks."""
+        return any(
+            hmac.compare_digest(self._digest(key), digest)
+            for key in (settings.SECRET_KEY, *settings.SECRET_KEY_FALLBACKS)
+        )
+
+    def _digest(self, key: str) -> str:
         text = json.dumps([str(value) for value in self._values()])
-        return salted_hmac("bipsync_django.row", text, algorithm="sha256").hexdigest()[:32]
+        hashed = salted_hmac("bipsync_django.row", text, secret=key, algorithm="sha256")
+        return hashed.hexdigest()[:32]
 
     def rows(self) -> BipsyncTokenQuerySet:
         """Return the row to be written to; empty when another one has its primary key here."""

@@ -90,8 +90,8 @@ def outside_transaction(work: Callable[[], T], using: str) -> T:
     the test can be seen from nowhere else.
 
     Raises ``RefreshInsideTransaction`` on SQLite inside a transaction, ``NoSecondConnection`` when
-    none could be opened within three seconds, ``ConfigurationError`` when ``PREPARE_CONNECTION``
-    fails, all three before ``work`` begins; and whatever ``work`` raises.
+    none could be opened and prepared within three seconds, ``ConfigurationError`` when
+    ``PREPARE_CONNECTION`` fails, all three before ``work`` begins; and whatever ``work`` raises.
     """
     later: list[Callable[[], object]] = []
 
@@ -342,6 +342,7 @@ def _on_own_connection(work: Callable[[], T], using: str) -> T:
         try:
             _use_read_committed(connection)
             _open(connection)
+            opening.is_connected = True
             prepare(connection, caller)
             if opening.end():
                 results.append(work())
@@ -360,8 +361,8 @@ def _on_own_connection(work: Callable[[], T], using: str) -> T:
         except RuntimeError as error:
             raise RefreshUnavailable("busy", "The machine has no thread left.") from error
         if not opening.is_over.wait(CONNECT_WITHIN) and opening.end():
-            _left_waiting.add(thread)
-            raise NoSecondConnection
+            _left_waiting[thread] = opening
+            raise NoSecondConnection(is_connected=opening.is_connected)
         thread.join()
     if errors:
         raise errors[0]
@@ -372,6 +373,7 @@ class _Opening:
     """The opening of a connection, which its success, its failure or the caller's patience ends."""
 
     def __init__(self) -> None:
+        self.is_connected = False
         self.is_over = threading.Event()
         self._first = threading.Lock()
 
@@ -384,14 +386,15 @@ class _Opening:
 
 # A pool cannot be told how long to wait, so a thread whose caller has given up still stands in its
 # queue. Nobody stands behind it for nothing.
-_left_waiting: set[threading.Thread] = set()
+_left_waiting: dict[threading.Thread, _Opening] = {}
 
 
 def _raise_if_others_wait() -> None:
-    for thread in list(_left_waiting):
-        if thread.is_alive():
+    for thread, opening in list(_left_waiting.items()):
+        # One that has its connection, and is held up by PREPARE_CONNECTION, is in nobody's way.
+        if thread.is_alive() and not opening.is_connected:
             raise NoSecondConnection
-        _left_waiting.discard(thread)
+        _left_waiting.pop(thread, None)
 
 
 def _open(connection: BaseDatabaseWrapper) -> None:

@@ -15,7 +15,12 @@ from django.db import OperationalError, connections, transaction
 
 from bipsync_django import durable, lifecycle, tasks
 from bipsync_django.durable import DatabaseNow
-from bipsync_django.exceptions import BipsyncError, RowMismatch, SignInRequired
+from bipsync_django.exceptions import (
+    BipsyncError,
+    NoSecondConnection,
+    RowMismatch,
+    SignInRequired,
+)
 from bipsync_django.lifecycle import Identity, protocol
 from bipsync_django.models import BipsyncToken, TenantState, TokenEvent
 from bipsync_django.testing import SimulatedBipsync
@@ -269,6 +274,34 @@ def test_the_sites_function_is_given_an_open_connection_after_a_reconnect_too(
     assert found_open == [True, True]
     assert bipsync.is_access_token_alive(raw)
     assert bipsync.is_alive(refresh_token_of(token))
+
+
+@on_servers
+def test_a_function_that_hangs_is_named_and_holds_no_other_refresh_up(
+    token: BipsyncToken, bipsync: SimulatedBipsync, database: str, settings: Any
+) -> None:
+    hangs, end = threading.Event(), threading.Event()
+
+    def prepare(connection: Any, caller: Any) -> None:
+        if not hangs.is_set():
+            hangs.set()
+            assert end.wait(60)
+
+    settings.BIPSYNC = {**settings.BIPSYNC, "PREPARE_CONNECTION": prepare}
+    row = expire(token)
+    try:
+        with (
+            transaction.atomic(using=database),
+            pytest.raises(NoSecondConnection, match="PREPARE_CONNECTION"),
+        ):
+            lifecycle.access_token(row)
+        assert hangs.is_set()
+        assert bipsync.calls["token"] == 0
+        with transaction.atomic(using=database):
+            assert bipsync.is_access_token_alive(lifecycle.access_token(row))
+    finally:
+        end.set()
+    assert bipsync.calls["refresh"] == 1
 
 
 @on_servers

@@ -104,7 +104,7 @@ class Identity:
             for key in (settings.SECRET_KEY, *settings.SECRET_KEY_FALLBACKS)
         )
 
-    def _digest(self, key: str) -> str:
+    def _digest(self, key: str | bytes) -> str:
         text = json.dumps([str(value) for value in self._values()])
         hashed = salted_hmac("bipsync_django.row", text, secret=key, algorithm="sha256")
         return hashed.hexdigest()[:32]

@@ -90,19 +90,25 @@ def outside_transaction(work: Callable[[], T], using: str) -> T:
     the test can be seen from nowhere else.
 
     Raises ``RefreshInsideTransaction`` on SQLite inside a transaction, ``NoSecondConnection`` when
-    none could be opened within three seconds, ``ConfigurationError`` when ``PREPARE_CONNECTION``
-    fails, all three before ``work`` begins; and whatever ``work`` raises.
+    none could be opened and prepared within three seconds, ``ConfigurationError`` when
+    ``PREPARE_CONNECTION`` fails, all three before ``work`` begins; and whatever ``work`` raises.
     """
     later: list[Callable[[], object]] = []
+
+    def noting() -> T:
+        with _noting(later):
+            return work()
+
     try:
         if not needs_own_connection(using):
-            return _noting(later, work)
+            return noting()
         if connections[using].vendor == "sqlite":
             raise RefreshInsideTransaction
-        return _on_own_connection(lambda: _noting(later, work), using)
+        return _on_own_connection(noting, using)
     finally:
         for call in later:
-            call()
+            # A turn of the caller's puts them off further.
+            afterwards(call)
 
 
 def needs_own_connection(using: str) -> bool:
@@ -119,21 +125,23 @@ def is_beside() -> bool:
 def prepare(connection: BaseDatabaseWrapper, caller: BaseDatabaseWrapper) -> None:
     """Let ``connection`` see the same rows as ``caller``, by the site's ``PREPARE_CONNECTION``.
 
-    Raises ``ConfigurationError`` when that fails.
+    The site's function is given an open connection. Raises ``ConfigurationError`` when it fails,
+    and Django's database errors when the connection cannot be opened.
     """
     # For persist, which opens the connection anew.
     _work.caller = caller
     hook = get_settings().prepare_connection
     if hook is None:
         return
+    connection.ensure_connection()
     try:
         hook(connection, caller)
     except BipsyncError:
         raise
     except Exception as error:
         raise ConfigurationError(
-            f"BIPSYNC['PREPARE_CONNECTION'] raised {type(error).__name__}, so nothing was sent to "
-            "Bipsync."
+            f"BIPSYNC['PREPARE_CONNECTION'] raised {type(error).__name__}, so the connection is "
+            "not used."
         ) from error
 
 
@@ -161,22 +169,31 @@ def in_turn(key: Hashable, *, patience: float) -> Iterator[None]:
     Ten requests that wait for the same refresh then need one second connection, not ten. A thread
     waits for at most ``patience`` seconds. Raises ``RefreshUnavailable`` after that, and
     ``NoSecondConnection`` as soon as the thread before found no connection.
+
+    Calls by ``afterwards`` are made when the turn is over: a receiver of the site's may wait for
+    a lock of a caller that waits for the turn.
     """
     mine = _Turn()
     give_up = time.monotonic() + patience
-    while (other := _turns.setdefault(key, mine)) is not mine:
-        if time.monotonic() >= give_up:
-            raise RefreshUnavailable("busy", "Another thread is refreshing this token.")
-        time.sleep(_TURN_POLL)
-        if other.no_connection:
-            raise NoSecondConnection
+    later: list[Callable[[], object]] = []
+    # A signal's exception may come at any line: from setdefault on, the turn has to be given back.
     try:
-        yield
+        while (other := _turns.setdefault(key, mine)) is not mine:
+            if time.monotonic() >= give_up:
+                raise RefreshUnavailable("busy", "Another thread is refreshing this token.")
+            time.sleep(_TURN_POLL)
+            if other.no_connection:
+                raise NoSecondConnection
+        with _noting(later):
+            yield
     except NoSecondConnection:
         mine.no_connection = True
         raise
     finally:
-        del _turns[key]
+        if _turns.get(key) is mine:
+            del _turns[key]
+        for call in later:
+            afterwards(call)
 
 
 if hasattr(os, "register_at_fork"):
@@ -197,11 +214,13 @@ def afterwards(call: Callable[[], object]) -> None:
         later.append(call)
 
 
-def _noting(later: list[Callable[[], object]], work: Callable[[], T]) -> T:
+@contextmanager
+def _noting(later: list[Callable[[], object]]) -> Iterator[None]:
+    """Let ``afterwards`` note its calls in ``later``."""
     outer = getattr(_work, "later", None)
-    _work.later = later
     try:
-        return work()
+        _work.later = later
+        yield
     finally:
         _work.later = outer
 
@@ -292,7 +311,7 @@ def persist(work: Callable[[], T], using: str, *, patience: float = 60.0) -> T:
             if is_new:
                 _prepare_again(connection)
             return work()
-        except (Error, ConfigurationError):
+        except (Error, BipsyncError):
             if not may_repeat or time.monotonic() + pause > deadline:
                 raise
         connection.close()
@@ -323,12 +342,14 @@ def _on_own_connection(work: Callable[[], T], using: str) -> T:
         try:
             _use_read_committed(connection)
             _open(connection)
+            opening.is_connected = True
             prepare(connection, caller)
             if opening.end():
                 results.append(work())
         except BaseException as error:  # noqa: BLE001 - raised again in the caller's thread
             errors.append(error)
         finally:
+            _forget_isolation_level(connection)
             connections.close_all()
             opening.end()
 
@@ -340,8 +361,8 @@ def _on_own_connection(work: Callable[[], T], using: str) -> T:
         except RuntimeError as error:
             raise RefreshUnavailable("busy", "The machine has no thread left.") from error
         if not opening.is_over.wait(CONNECT_WITHIN) and opening.end():
-            _left_waiting.add(thread)
-            raise NoSecondConnection
+            _left_waiting[thread] = opening
+            raise NoSecondConnection(is_connected=opening.is_connected)
         thread.join()
     if errors:
         raise errors[0]
@@ -352,6 +373,7 @@ class _Opening:
     """The opening of a connection, which its success, its failure or the caller's patience ends."""
 
     def __init__(self) -> None:
+        self.is_connected = False
         self.is_over = threading.Event()
         self._first = threading.Lock()
 
@@ -364,14 +386,15 @@ class _Opening:
 
 # A pool cannot be told how long to wait, so a thread whose caller has given up still stands in its
 # queue. Nobody stands behind it for nothing.
-_left_waiting: set[threading.Thread] = set()
+_left_waiting: dict[threading.Thread, _Opening] = {}
 
 
 def _raise_if_others_wait() -> None:
-    for thread in list(_left_waiting):
-        if thread.is_alive():
+    for thread, opening in list(_left_waiting.items()):
+        # One that has its connection, and is held up by PREPARE_CONNECTION, is in nobody's way.
+        if thread.is_alive() and not opening.is_connected:
             raise NoSecondConnection
-        _left_waiting.discard(thread)
+        _left_waiting.pop(thread, None)
 
 
 def _open(connection: BaseDatabaseWrapper) -> None:
@@ -393,6 +416,14 @@ def _use_read_committed(connection: BaseDatabaseWrapper) -> None:
         **settings,
         "OPTIONS": {**settings["OPTIONS"], "isolation_level": level},
     }
+
+
+def _forget_isolation_level(connection: BaseDatabaseWrapper) -> None:
+    """Let a pool have its connection back as it was: psycopg keeps the level as an attribute."""
+    if connection.vendor == "postgresql" and connection.connection is not None:
+        # One that is broken goes back to no one.
+        with suppress(Error), connection.wrap_database_errors:
+            connection.connection.isolation_level = None
 
 
 def _update_on_postgresql(

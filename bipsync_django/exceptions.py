@@ -141,16 +141,21 @@ class RefreshInsideTransaction(RefreshUnavailable):
 
 
 class NoSecondConnection(RefreshUnavailable):
-    """A refresh inside a transaction found no free database connection within a few seconds.
+    """A refresh inside a transaction had no second database connection within a few seconds.
 
     Nothing was sent. Allow for more connections, or call Bipsync outside of ``transaction.atomic``.
+    With ``is_connected`` there was one, and ``BIPSYNC['PREPARE_CONNECTION']`` took too long.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_connected: bool = False) -> None:
         super().__init__(
             "busy",
-            "A refresh inside a transaction needs a second database connection, and none was free "
-            "within a few seconds. Allow for more connections, or call Bipsync outside of "
+            "BIPSYNC['PREPARE_CONNECTION'] did not prepare the second database connection of a "
+            "refresh inside a transaction within a few seconds. It must not wait for anything that "
+            "the caller's transaction has locked."
+            if is_connected
+            else "A refresh inside a transaction needs a second database connection, and none was "
+            "free within a few seconds. Allow for more connections, or call Bipsync outside of "
             "transactions.",
         )
 

@@ -1,7 +1,8 @@
-"""Celery tasks. Messages carry ids only, and there are no results: both are readable in brokers.
+"""Celery tasks. There are no results, and messages carry ids: both are readable in brokers.
 
 Beside the id of a row goes a keyed digest of whose row it is: a worker that sees the tables of
-another customer leaves the row alone that has the same id there.
+another customer leaves the row alone that has the same id there. So does one that is given no
+digest.
 """
 
 from celery import shared_task
@@ -35,7 +36,7 @@ def refresh_due_tokens() -> None:
     soft_time_limit=90,
     time_limit=120,
 )
-def refresh_token(pk: int, digest: str) -> None:
+def refresh_token(pk: int, digest: str = "") -> None:
     """Refresh one row if it is still due. Running it twice, or late, is harmless."""
     lifecycle.refresh_if_due(pk, digest)
 
@@ -56,7 +57,7 @@ def refresh_many(batch: str) -> None:
     soft_time_limit=90,
     time_limit=120,
 )
-def refresh_asked(pk: int, digest: str) -> None:
+def refresh_asked(pk: int, digest: str = "") -> None:
     """Refresh one row because an administrator has asked for it. Running it twice is harmless."""
     lifecycle.refresh_asked(pk, digest)
 

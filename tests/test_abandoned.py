@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 from django.core.management import call_command
+from django.db import OperationalError, transaction
 from django.utils import timezone
 
-from bipsync_django import lifecycle, tasks
+from bipsync_django import durable, lifecycle, tasks
 from bipsync_django.durable import DatabaseNow
+from bipsync_django.lifecycle import changes
 from bipsync_django.models import BipsyncToken, TokenEvent
 from bipsync_django.testing import Html, SimulatedBipsync
 from tests.databases import for_child
@@ -209,3 +211,77 @@ def test_a_copy_of_the_database_keeps_nothing(
     lifecycle.disconnect(leased, end_at_bipsync=False)
     row = reload(leased)
     assert (row.refresh_token, row.lease_until) == (None, None)
+
+
+def test_a_copy_of_the_database_sends_nothing_that_an_earlier_disconnect_kept(
+    leased: BipsyncToken, bipsync: SimulatedBipsync, settings: Any
+) -> None:
+    refresh_token = refresh_token_of(leased)
+    lifecycle.disconnect(leased)
+    settings.BIPSYNC = {**settings.BIPSYNC, "DEPLOYMENT": "staging"}
+    call_command("bipsync_deployment", "--start-afresh")
+    row = reload(leased)
+    assert (row.refresh_token, row.lease_until) == (None, None)
+    let_the_lease_run_out()
+    lifecycle.spend_abandoned()
+    assert bipsync.calls["token"] == 0
+    assert bipsync.is_alive(refresh_token)
+
+
+def test_inside_a_transaction_nothing_is_spent(
+    leased: BipsyncToken, bipsync: SimulatedBipsync, database: str
+) -> None:
+    """Its rollback would put the spent token back."""
+    lifecycle.disconnect(leased)
+    let_the_lease_run_out()
+    with transaction.atomic(using=database), pytest.raises(RuntimeError, match="durable"):
+        lifecycle.spend_abandoned()
+    assert bipsync.calls["token"] == 0
+
+
+@pytest.mark.parametrize("lost", [1, 2])
+def test_a_token_is_spent_although_the_answer_of_a_commit_is_lost(
+    leased: BipsyncToken, bipsync: SimulatedBipsync, monkeypatch: pytest.MonkeyPatch, lost: int
+) -> None:
+    refresh_token = refresh_token_of(leased)
+    lifecycle.disconnect(leased)
+    let_the_lease_run_out()
+    update, written = durable.update, []
+
+    def lose_an_answer(*arguments: Any, **values: Any) -> int:
+        count = update(*arguments, **values)
+        written.append(count)
+        if len(written) == lost:
+            raise OperationalError("server closed the connection unexpectedly")
+        return count
+
+    monkeypatch.setattr(durable, "update", lose_an_answer)
+    lifecycle.spend_abandoned()
+    let_the_lease_run_out()
+    lifecycle.spend_abandoned()
+    assert not bipsync.is_alive(refresh_token)
+    assert reload(leased).refresh_token is None
+    assert bipsync.calls["refresh"] == 1
+    assert "left_valid" not in dict(events())
+
+
+def test_a_token_that_was_spent_by_a_killed_process_is_forgotten_by_the_next(
+    leased: BipsyncToken, bipsync: SimulatedBipsync, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lifecycle.disconnect(leased)
+    let_the_lease_run_out()
+
+    def be_killed(row: BipsyncToken) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
+        killed.setattr(changes, "forget_kept", be_killed)
+        lifecycle.spend_abandoned()
+    # The next leaves it alone for as long as the one before may be sending it.
+    lifecycle.spend_abandoned()
+    assert bipsync.calls["token"] == 1
+    let_the_lease_run_out()
+    lifecycle.spend_abandoned()
+    assert reload(leased).refresh_token is None
+    assert bipsync.calls["token"] == 2
+    assert "left_valid" not in dict(events())

@@ -11,16 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from django.contrib.auth.models import User
 from django.db import OperationalError, connections, transaction
 from django.test import TestCase
 from django.utils import timezone
 
-from bipsync_django import durable, lifecycle
+from bipsync_django import durable, lifecycle, signals
 from bipsync_django.exceptions import RefreshInsideTransaction, RefreshUnavailable
+from bipsync_django.lifecycle import protocol
 from bipsync_django.models import BipsyncToken, TenantState
 from bipsync_django.testing import SimulatedBipsync
 from tests.databases import for_child, on, on_servers
-from tests.grants import connect, expire, nearly_expire, refresh_token_of
+from tests.grants import at_once, connect, expire, nearly_expire, refresh_token_of
 
 
 class InsideATestCase(TestCase):
@@ -115,6 +117,85 @@ def test_a_connection_pool_that_is_used_up_fails_before_the_call(
     finally:
         connection.close()
         connection.close_pool()  # type: ignore[attr-defined]
+
+
+# --- turns
+
+
+@on_servers
+def test_a_receiver_may_wait_for_a_caller_that_waits_for_its_turn(
+    database: str, bipsync: SimulatedBipsync, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One caller has a person locked and waits for the other, whose receiver needs the person."""
+    row = expire(connect(bipsync))
+    bipsync.reset_calls()
+    is_locked, stands_in_line = threading.Event(), threading.Event()
+    in_turn, refresh_pair = durable.in_turn, protocol.refresh_pair
+    received: list[bool] = []
+
+    def refresh(number: int) -> BipsyncToken:
+        threading.current_thread().name = f"caller {number}"
+        with transaction.atomic(using=database):
+            if number == 0:
+                User.objects.select_for_update().get(pk=row.user_id)
+                is_locked.set()
+                assert has_turn.wait(30)
+            else:
+                assert is_locked.wait(30)
+            return lifecycle.refresh(row)
+
+    has_turn = threading.Event()
+
+    def stand_in_line(*arguments: Any, **more: Any) -> Any:
+        if threading.current_thread().name == "caller 0":
+            stands_in_line.set()
+        return in_turn(*arguments, **more)
+
+    def answer(*arguments: Any, **more: Any) -> Any:
+        has_turn.set()
+        assert stands_in_line.wait(30)
+        return refresh_pair(*arguments, **more)
+
+    def receive(*, token: BipsyncToken, **more: Any) -> None:
+        User.objects.filter(pk=token.user_id).update(first_name="Seen")
+        received.append(True)
+
+    monkeypatch.setattr(durable, "in_turn", stand_in_line)
+    monkeypatch.setattr(protocol, "refresh_pair", answer)
+    signals.token_refreshed.connect(receive)
+    try:
+        results = at_once(2, refresh)
+    finally:
+        signals.token_refreshed.disconnect(receive)
+    assert [getattr(result, "generation", result) for result in results] == [2, 2]
+    assert received == [True]
+    assert bipsync.calls["refresh"] == 1
+
+
+def test_a_turn_that_is_interrupted_as_it_begins_is_given_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By the exception of a signal's handler, such as Celery's soft time limit."""
+
+    class Interrupted(dict[Any, Any]):
+        def setdefault(self, key: Any, default: Any = None) -> Any:
+            super().setdefault(key, default)
+            raise ZeroDivisionError
+
+    turns = Interrupted()
+    monkeypatch.setattr(durable, "_turns", turns)
+    with pytest.raises(ZeroDivisionError), durable.in_turn("row", patience=0):
+        pass
+    assert turns == {}
+
+
+def test_who_gives_up_waiting_for_a_turn_leaves_it_to_its_owner() -> None:
+    with durable.in_turn("row", patience=0):
+        for _ in range(2):
+            with pytest.raises(RefreshUnavailable), durable.in_turn("row", patience=0):
+                pass
+    with durable.in_turn("row", patience=0):
+        pass
 
 
 # --- signals that would interrupt

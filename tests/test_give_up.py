@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,9 @@ from django.test import Client
 from bipsync_django import breaker, health, lifecycle, monitoring, signals
 from bipsync_django.api import api_session, service_session
 from bipsync_django.conf import get_tenant
+from bipsync_django.durable import DatabaseNow
 from bipsync_django.exceptions import UnknownTenant
-from bipsync_django.lifecycle import Outcome, tenants
+from bipsync_django.lifecycle import Outcome, protocol, tenants
 from bipsync_django.models import (
     BipsyncToken,
     GivenFlag,
@@ -197,6 +199,55 @@ def test_a_tenant_that_was_taken_out_first_is_given_up_by_what_is_known_of_it(
     assert not user.is_staff
     assert groups_of(user) == {"Operations", "Readers"}, "Acme's, and one that a person gave"
     assert (reload(row).status, reload(row).user) == (Status.DISCONNECTED, None)
+
+
+def test_a_token_that_another_process_may_be_sending_is_left_to_a_second_run(
+    nora: Browser, globex: SimulatedBipsync
+) -> None:
+    row = at_globex()
+    refresh_token = refresh_token_of(row)
+    # Its owner was killed.
+    assert protocol._claim(row) is not None
+    globex.reset_calls()
+    dry = give_up("--dry-run").splitlines()[:-1]
+    for sessions in (1, 0):
+        out = io.StringIO()
+        with pytest.raises(CommandError, match=r"1 connections wait.*Leave the tenant in BIPSYNC"):
+            call_command("bipsync_give_up", "globex", "--no-input", stdout=out)
+        told = out.getvalue()
+        assert "1 accounts." in told
+        assert "0 connections ended; of these, 0 are put out of use" in told
+        assert "1 connections are not ended yet" in told
+        assert f"sessions of {sessions} people ended" in told
+        if sessions:
+            assert told.splitlines() == dry
+    assert lifecycle.remains_of("globex").accounts == 1
+    assert globex.calls["token"] == 0
+    assert globex.is_alive(refresh_token)
+    BipsyncToken.objects.update(lease_until=DatabaseNow() - timedelta(seconds=1))
+    dry = give_up("--dry-run").splitlines()[:-1]
+    told = give_up()
+    assert told.splitlines() == dry
+    assert "1 connections ended; of these, 1 are put out of use at Bipsync" in told
+    assert "not ended yet" not in told
+    assert not globex.is_alive(refresh_token)
+    assert reload(row).refresh_token is None
+    assert lifecycle.remains_of("globex").is_given_up
+
+
+def test_a_token_that_still_waits_when_its_tenant_is_gone_is_said_to_stay_valid(
+    nora: Browser, globex: SimulatedBipsync, settings: Any
+) -> None:
+    row = at_globex()
+    assert protocol._claim(row) is not None
+    with pytest.raises(CommandError, match="wait"):
+        give_up()
+    take_out(settings, "globex")
+    assert [one.accounts for one in lifecycle.removed_tenants()] == [1]
+    BipsyncToken.objects.update(lease_until=DatabaseNow() - timedelta(seconds=1))
+    assert "1 stay valid: The tenant is not in this site's settings" in give_up()
+    assert reload(row).refresh_token is None
+    assert TokenEvent.objects.get(name="left_valid").reason == "unknown_tenant"
 
 
 def test_a_group_that_claims_had_taken_and_a_person_gave_again_stays(

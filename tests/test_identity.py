@@ -5,20 +5,28 @@ import pickle
 import threading
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import pytest
 from django.contrib.auth.models import User
-from django.db import connections, transaction
+from django.core.management import call_command
+from django.db import OperationalError, connections, transaction
 
-from bipsync_django import lifecycle
-from bipsync_django.exceptions import BipsyncError, RowMismatch, SignInRequired
-from bipsync_django.lifecycle import Identity
-from bipsync_django.models import BipsyncToken, TokenEvent
+from bipsync_django import durable, lifecycle, tasks
+from bipsync_django.durable import DatabaseNow
+from bipsync_django.exceptions import (
+    BipsyncError,
+    NoSecondConnection,
+    RowMismatch,
+    SignInRequired,
+)
+from bipsync_django.lifecycle import Identity, protocol
+from bipsync_django.models import BipsyncToken, TenantState, TokenEvent
 from bipsync_django.testing import SimulatedBipsync
 from tests.databases import on_servers
-from tests.grants import connect, expire, nearly_expire, reload
+from tests.grants import connect, expire, nearly_expire, refresh_token_of, reload
 
 pytestmark = pytest.mark.usefixtures("database")
 
@@ -168,6 +176,38 @@ def test_a_message_about_a_row_that_has_changed_hands_does_nothing(
     assert lifecycle.refresh_if_due(token.pk, Identity.of(new).digest).value == "refreshed"
 
 
+@pytest.mark.parametrize("ask", [lifecycle.refresh_if_due, lifecycle.refresh_asked])
+def test_a_message_of_before_the_secret_key_was_rotated_is_still_understood(
+    token: BipsyncToken, bipsync: SimulatedBipsync, settings: Any, ask: Callable[..., object]
+) -> None:
+    expire(token)
+    ((pk, digest),) = lifecycle.take_due(10).items()
+    settings.SECRET_KEY_FALLBACKS = [settings.SECRET_KEY]
+    settings.SECRET_KEY = "another" * 10
+    ask(pk, digest)
+    assert bipsync.calls["refresh"] == 1
+    # New messages are made with the new key.
+    assert Identity.of(token).digest != digest
+
+
+@pytest.mark.parametrize("task", [tasks.refresh_token, tasks.refresh_asked])
+@pytest.mark.parametrize("how", ["another key", "no digest"])
+def test_a_message_that_cannot_be_understood_leaves_the_row_alone_and_says_why(
+    token: BipsyncToken,
+    bipsync: SimulatedBipsync,
+    settings: Any,
+    caplog: pytest.LogCaptureFixture,
+    task: Any,
+    how: str,
+) -> None:
+    arguments = [token.pk, Identity.of(token).digest][: 1 if how == "no digest" else 2]
+    expire(token)
+    settings.SECRET_KEY = "another" * 10
+    assert task.apply(args=arguments).state == "SUCCESS"
+    assert bipsync.calls["token"] == 0
+    assert "SECRET_KEY_FALLBACKS" in caplog.text
+
+
 who = contextvars.ContextVar("who", default="nobody")
 
 
@@ -212,3 +252,137 @@ def test_a_function_that_is_not_there_refuses_and_says_so(
         with pytest.raises(BipsyncError, match="PREPARE_CONNECTION"):
             lifecycle.refresh(row, force=True)
     assert bipsync.calls["token"] == 0
+
+
+def end_connection(database: str) -> None:
+    """Let the server end this thread's connection, which finds out at its next query."""
+    ours: Any = connections[database].connection
+    if connections[database].vendor == "postgresql":
+        end, pid = "SELECT pg_terminate_backend(%s, 5000)", ours.info.backend_pid
+    else:
+        end, pid = "KILL %s", ours.thread_id()
+
+    def run() -> None:
+        with connections[database].cursor() as cursor:
+            cursor.execute(end, [pid])
+        connections.close_all()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+
+
+def breaks_after_the_answer(
+    database: str, monkeypatch: pytest.MonkeyPatch, also: Callable[[], object] = lambda: None
+) -> None:
+    """Let the database end the connection between Bipsync's answer and the store."""
+    refresh_pair = protocol.refresh_pair
+
+    def answer(*arguments: Any, **more: Any) -> Any:
+        pair = refresh_pair(*arguments, **more)
+        end_connection(database)
+        also()
+        return pair
+
+    monkeypatch.setattr(protocol, "refresh_pair", answer)
+
+
+@on_servers
+def test_the_sites_function_is_given_an_open_connection_after_a_reconnect_too(
+    token: BipsyncToken,
+    bipsync: SimulatedBipsync,
+    database: str,
+    settings: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found_open: list[bool] = []
+
+    def prepare(connection: Any, caller: Any) -> None:
+        found_open.append(connection.connection is not None)
+        # The driver's own.
+        connection.connection.cursor().execute("SELECT 1")
+
+    settings.BIPSYNC = {**settings.BIPSYNC, "PREPARE_CONNECTION": prepare}
+    monkeypatch.setattr(durable, "persist", partial(durable.persist, patience=5.0))
+    breaks_after_the_answer(database, monkeypatch)
+    row = expire(token)
+    with transaction.atomic(using=database):
+        raw = lifecycle.access_token(row)
+    assert found_open == [True, True]
+    assert bipsync.is_access_token_alive(raw)
+    assert bipsync.is_alive(refresh_token_of(token))
+
+
+@on_servers
+def test_a_function_that_hangs_is_named_and_holds_no_other_refresh_up(
+    token: BipsyncToken, bipsync: SimulatedBipsync, database: str, settings: Any
+) -> None:
+    hangs, end = threading.Event(), threading.Event()
+
+    def prepare(connection: Any, caller: Any) -> None:
+        if not hangs.is_set():
+            hangs.set()
+            assert end.wait(60)
+
+    settings.BIPSYNC = {**settings.BIPSYNC, "PREPARE_CONNECTION": prepare}
+    row = expire(token)
+    try:
+        with (
+            transaction.atomic(using=database),
+            pytest.raises(NoSecondConnection, match="PREPARE_CONNECTION"),
+        ):
+            lifecycle.access_token(row)
+        assert hangs.is_set()
+        assert bipsync.calls["token"] == 0
+        with transaction.atomic(using=database):
+            assert bipsync.is_access_token_alive(lifecycle.access_token(row))
+    finally:
+        end.set()
+    assert bipsync.calls["refresh"] == 1
+
+
+@on_servers
+def test_the_command_gives_the_sites_function_open_connections(
+    token: BipsyncToken, database: str, settings: Any
+) -> None:
+    found_open: list[bool] = []
+
+    def prepare(connection: Any, caller: Any) -> None:
+        found_open.append(connection.connection is not None)
+
+    settings.BIPSYNC = {**settings.BIPSYNC, "PREPARE_CONNECTION": prepare}
+    expire(token)
+    call_command("bipsync_refresh", threads=2)
+    assert found_open == [True, True]
+
+
+@on_servers
+def test_a_function_that_fails_after_the_answer_leaves_the_row_in_doubt(
+    token: BipsyncToken,
+    bipsync: SimulatedBipsync,
+    database: str,
+    settings: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The pair is lost with the database; the death that follows is not the application's."""
+    is_down: list[bool] = []
+
+    def prepare(connection: Any, caller: Any) -> None:
+        if is_down:
+            raise OperationalError("the database system is starting up")
+
+    settings.BIPSYNC = {**settings.BIPSYNC, "PREPARE_CONNECTION": prepare}
+    row = expire(token)
+    with monkeypatch.context() as outage:
+        outage.setattr(durable, "persist", partial(durable.persist, patience=1.0))
+        breaks_after_the_answer(database, outage, lambda: is_down.append(True))
+        with transaction.atomic(using=database), pytest.raises(BipsyncError) as failure:
+            lifecycle.access_token(row)
+    assert "nothing was sent" not in str(failure.value)
+    assert bipsync.calls["refresh"] == 1
+    settings.BIPSYNC = {**settings.BIPSYNC, "PREPARE_CONNECTION": None}
+    BipsyncToken.objects.update(lease_until=DatabaseNow() - timedelta(seconds=1))
+    with pytest.raises(SignInRequired):
+        lifecycle.access_token(reload(token))
+    assert reload(token).last_error == "answer_lost"
+    assert not TenantState.objects.filter(dead_in_a_row__gt=0).exists()

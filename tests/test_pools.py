@@ -150,6 +150,35 @@ def test_a_pool_that_gives_up_sooner_is_asked_once_for_each_call(
         assert pool.get_stats()["requests_num"] == before + 1
 
 
+def test_a_pool_gets_its_connections_back_with_the_isolation_level_that_they_had(
+    grants: list[BipsyncToken], database: str
+) -> None:
+    settings = connections[database].settings_dict
+    options = settings["OPTIONS"]
+    settings["OPTIONS"] = {
+        **options,
+        "options": "-c default_transaction_isolation=serializable",
+    }
+    row = expire(grants[0])
+    seen: list[str] = []
+
+    def use_the_other_connection() -> None:
+        with transaction.atomic(using=database), connections[database].cursor() as cursor:
+            cursor.execute("SHOW transaction_isolation")
+            seen.append(cursor.fetchone()[0])
+        connections.close_all()
+
+    try:
+        with pooled(database, 2), transaction.atomic(using=database):
+            lifecycle.access_token(row)
+            thread = threading.Thread(target=use_the_other_connection)
+            thread.start()
+            thread.join()
+    finally:
+        settings["OPTIONS"] = options
+    assert seen == ["serializable"]
+
+
 def test_callers_of_one_token_share_one_second_connection(
     grants: list[BipsyncToken],
     bipsync: SimulatedBipsync,

@@ -1,7 +1,6 @@
 """Refreshing ahead of time: which rows, and what became of them."""
 
 import enum
-import hmac
 import logging
 from datetime import datetime, timedelta
 
@@ -95,12 +94,14 @@ def refresh_asked(pk: int, digest: str | None = None) -> str:
 
 def _find(pk: int, digest: str | None) -> BipsyncToken | None:
     row = find(pk)
-    if row is None or digest is None or hmac.compare_digest(Identity.of(row).digest, digest):
+    if row is None or digest is None or Identity.of(row).has_digest(digest):
         return row
     logger.error(
         "A message names row %s, which is another account's on this connection, or has changed "
-        "hands; it is left alone. Where each customer has a schema, workers have to use the "
-        "customer's: see docs/installing.md, A schema for each customer.",
+        "hands, or the message was made with another SECRET_KEY; the row is left alone. Where each "
+        "customer has a schema, workers have to use the customer's: see docs/installing.md, A "
+        "schema for each customer. Where SECRET_KEY has changed, put the old one into "
+        "SECRET_KEY_FALLBACKS.",
         pk,
     )
     return None

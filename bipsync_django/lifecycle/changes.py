@@ -27,13 +27,14 @@ from ..models import BipsyncToken, TokenEvent
 from ..oauth.claims import Claims
 from ..oauth.client import TokenPair, refresh_pair
 from ..redaction import without_traces
-from .protocol import obtain
+from .protocol import LEASE, obtain
 from .rows import (
     Identity,
     find,
     forget_kept,
     granted,
     is_quarantined,
+    kept,
     kept_claims,
     may_be_used,
     pair_values,
@@ -42,6 +43,7 @@ from .rows import (
     send,
     tokens,
     whole,
+    write,
 )
 
 __all__ = [
@@ -54,6 +56,7 @@ __all__ = [
     "note_replaced",
     "sign_in",
     "spend_abandoned",
+    "spend_kept",
     "unlink",
     "why_left_valid",
 ]
@@ -216,6 +219,9 @@ def disconnect(
     if _give_up(token, actor, end_at_bipsync=end_at_bipsync):
         row = read(token)
         send(signals.disconnected, row)
+    elif not end_at_bipsync:
+        # An earlier disconnect may have kept the refresh token, to spend it.
+        forget_kept(token)
 
 
 @without_traces
@@ -299,13 +305,29 @@ def _erase(identity: Identity, *, end_at_bipsync: bool, **expected: Any) -> Bips
 def spend_abandoned() -> None:
     """Spend the refresh tokens of rows that were disconnected during a lease that has run out.
 
-    Their owner was killed, or never said what became of its call. Run it often: a token that waits
-    is not used here, and works at Bipsync.
+    Their owner was killed, or never said what became of its call. Run it often, and outside of
+    transactions: a token that waits is not used here, and works at Bipsync.
     """
     left = whole().filter(status=Status.DISCONNECTED, lease_until__lte=DatabaseNow())
-    for row in left.filter(refresh_token__isnull=False):
-        if forget_kept(row):
-            _spend(row)
+    # Durable: a caller's transaction would hold the row while Bipsync is asked, and a rollback
+    # would put the spent token back.
+    with transaction.atomic(using=database(), durable=True):
+        rows = list(left.filter(refresh_token__isnull=False))
+    for row in rows:
+        spend_kept(row)
+
+
+@without_traces
+def spend_kept(row: BipsyncToken) -> None:
+    """Spend the refresh token that a disconnected ``row`` of ``whole`` keeps, after its lease.
+
+    Under a lease of this caller's, and forgotten only when Bipsync has been asked: a process that
+    is killed in between leaves it to the next, for which a spent token is good news.
+    """
+    now = DatabaseNow()
+    if write(kept(row).filter(lease_until__lte=now), lease_until=now + LEASE):
+        _spend(row)
+        forget_kept(row)
 
 
 def note_replaced(row: BipsyncToken) -> None:

@@ -226,12 +226,18 @@ def _carry_out(claim: _Claim) -> BipsyncToken | None:
         raise SignInRequired("Bipsync handed out no means to refresh; sign in again.")
     try:
         with durable.hold_signals():
-            pair = refresh_pair(
-                sending.tenant,
-                sending.refresh_token,
-                client_secret=sending.client_secret,
-                not_after=claim.at + ANSWERED_WITHIN,
-            )
+            try:
+                pair = refresh_pair(
+                    sending.tenant,
+                    sending.refresh_token,
+                    client_secret=sending.client_secret,
+                    not_after=claim.at + ANSWERED_WITHIN,
+                )
+            except ConfigurationError as error:
+                _release(claim, row, error)
+                raise
+            # An error here leaves the lease as it is: the token was sent, and the next owner has
+            # to know that its answer may be lost.
             stored = _store(row, pair)
     except GrantDead as error:
         # A lost answer explains a death: it says nothing about the application.
@@ -246,9 +252,6 @@ def _carry_out(claim: _Claim) -> BipsyncToken | None:
             )
         _mark_failed(claim, row, error)
         raise RefreshUnavailable(error.code, str(error)) from error
-    except ConfigurationError as error:
-        _release(claim, row, error)
-        raise
     return _tell(row, pair, stored)
 
 

@@ -1,5 +1,6 @@
 """Token rows: which one is meant, how they are read and written, and what they say."""
 
+import hmac
 import json
 import logging
 from collections.abc import Callable, Iterable
@@ -8,6 +9,7 @@ from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
 from typing import Any, Self, TypeVar
 
+from django.conf import settings
 from django.db import Error, connections, models, transaction
 from django.db.models.expressions import RawSQL
 from django.dispatch import Signal
@@ -31,6 +33,7 @@ __all__ = [
     "granted",
     "is_quarantined",
     "is_refused",
+    "kept",
     "kept_claims",
     "may_be_used",
     "pair_values",
@@ -106,8 +109,19 @@ class Identity:
     @property
     def digest(self) -> str:
         """A keyed digest, for messages and sessions that must not say whose row they mean."""
+        return self._digest(settings.SECRET_KEY)
+
+    def has_digest(self, digest: str) -> bool:
+        """Return whether ``digest`` is this one's, by ``SECRET_KEY`` or one of its fallbacks."""
+        return any(
+            hmac.compare_digest(self._digest(key), digest)
+            for key in (settings.SECRET_KEY, *settings.SECRET_KEY_FALLBACKS)
+        )
+
+    def _digest(self, key: str | bytes) -> str:
         text = json.dumps([str(value) for value in self._values()])
-        return salted_hmac("bipsync_django.row", text, algorithm="sha256").hexdigest()[:32]
+        hashed = salted_hmac("bipsync_django.row", text, secret=key, algorithm="sha256")
+        return hashed.hexdigest()[:32]
 
     def rows(self) -> BipsyncTokenQuerySet:
         """Return the row to be written to; empty when another one has its primary key here."""
@@ -223,14 +237,15 @@ def read_beside(row: BipsyncToken | Identity) -> BipsyncToken:
         return read(row)
 
 
-def forget_kept(row: BipsyncToken) -> bool:
-    """Erase the refresh token that a disconnected ``row`` keeps until its lease has run out.
-
-    Returns whether this caller has done it, and no other.
-    """
+def kept(row: BipsyncToken) -> BipsyncTokenQuerySet:
+    """Return ``row`` if it is disconnected and keeps its refresh token for after a lease."""
     as_read = Identity.of(row).rows().filter(generation=row.generation, status=Status.DISCONNECTED)
-    kept = as_read.filter(refresh_token__isnull=False)
-    return bool(write(kept, refresh_token=None, lease_until=None))
+    return as_read.filter(refresh_token__isnull=False)
+
+
+def forget_kept(row: BipsyncToken) -> None:
+    """Erase the refresh token that a disconnected ``row`` keeps."""
+    write(kept(row), refresh_token=None, lease_until=None)
 
 
 def write(rows: models.QuerySet[Any], **values: Any) -> int:

@@ -14,12 +14,12 @@ from django.utils import timezone
 
 from .. import breaker, durable, rights
 from ..conf import get_settings
-from ..durable import database
+from ..durable import DatabaseNow, database
 from ..exceptions import UnknownTenant
 from ..models import BipsyncToken, BipsyncTokenQuerySet, GivenFlag, TokenEvent
 from ..redaction import without_traces
-from .changes import unlink, why_left_valid
-from .rows import find, tokens
+from .changes import spend_kept, unlink, why_left_valid
+from .rows import tokens, whole
 
 __all__ = ["RemovedTenant", "TenantGivenUp", "give_up_tenant", "remains_of", "removed_tenants"]
 
@@ -34,8 +34,9 @@ _BATCH = 500
 class RemovedTenant:
     """A tenant that has rows in the database and none in the settings.
 
-    ``accounts`` are the rows that still hold a grant or belong to a user, and ``flags`` those
-    that users have by the tenant's claims: both are 0 once the tenant has been given up.
+    ``accounts`` are the rows that still hold a grant, belong to a user, or keep a refresh token
+    that waits to be spent, and ``flags`` those that users have by the tenant's claims: both are 0
+    once the tenant has been given up.
     """
 
     tenant: str
@@ -53,16 +54,19 @@ class TenantGivenUp:
     """What ``give_up_tenant`` did, or would do, in counts.
 
     ``accounts``: rows that it dealt with. ``ended``: grants that it ended, which are ``spent``,
-    or ``left_valid`` at Bipsync by the code of the reason, or had no refresh token. ``sessions``:
-    people whose sessions it ended. ``rights``: by the name of the flag or group. ``failed``: rows
-    that it could not deal with, which the log names. ``left``: accounts and flags that are there
-    afterwards, because they failed or came meanwhile; always 0 in a dry run.
+    or ``left_valid`` at Bipsync by the code of the reason, or had no refresh token. ``waiting``:
+    grants whose refresh token another process may be sending, so that it is kept until the lease
+    has run out, in 30 seconds at most, and ended by the next run. ``sessions``: people whose
+    sessions it ended. ``rights``: by the name of the flag or group. ``failed``: rows that it could
+    not deal with, which the log names. ``left``: accounts and flags that are there afterwards,
+    because they wait, failed or came meanwhile; always 0 in a dry run.
     """
 
     accounts: int = 0
     ended: int = 0
     spent: int = 0
     left_valid: Counter[str] = field(default_factory=Counter)
+    waiting: int = 0
     sessions: int = 0
     rights: Counter[str] = field(default_factory=Counter)
     failed: int = 0
@@ -158,7 +162,7 @@ def give_up_tenant(
 def _rows(slug: str) -> Iterator[BipsyncToken]:
     """A batch at a time: no cursor stays open beside the writes."""
     last = 0
-    rows = _not_given_up().filter(tenant=slug).select_related("user").defer("access_token")
+    rows = _not_given_up(whole()).filter(tenant=slug).defer("access_token")
     while batch := list(rows.filter(pk__gt=last).order_by("pk")[:_BATCH]):
         last = batch[-1].pk
         yield from batch
@@ -169,30 +173,56 @@ def _give_up(row: BipsyncToken, actor: AbstractBaseUser | None, done: TenantGive
     # Between the commit that erases the pair and Bipsync's answer nothing should stop the process.
     with durable.hold_signals(), transaction.atomic(using=database(), durable=True):
         unlink(row, actor=actor)
+    # What an earlier run had to leave.
+    spend_kept(row)
     events = list(_events().filter(token_id=row.pk, at__gte=started))
     left_valid = next((event.reason for event in events if event.name == Event.LEFT_VALID), "")
     has_ended = any(event.name == Event.DISCONNECTED for event in events)
     taken = [rights.right_in(event) for event in events if event.name == Event.RIGHT_TAKEN]
-    _count(done, row, has_ended=has_ended, left_valid=left_valid, taken=taken)
+    waits = tokens().filter(pk=row.pk, status=Status.DISCONNECTED, refresh_token__isnull=False)
+    _count(
+        done,
+        row,
+        has_ended=has_ended,
+        waits=waits.exists(),
+        left_valid=left_valid,
+        taken=taken,
+    )
 
 
 def _foresee(row: BipsyncToken, done: TenantGivenUp) -> None:
-    has_ended = row.status != Status.DISCONNECTED
-    found = find(row.pk) if has_ended and row.refresh_token is not None else None
-    left_valid = "" if found is None else why_left_valid(found)
+    leased = tokens().filter(pk=row.pk, lease_until__gt=DatabaseNow())
+    left_valid = "" if row.refresh_token is None else why_left_valid(row)
     taken = [] if row.user is None else rights.would_take_back(row, row.user)
-    _count(done, row, has_ended=has_ended, left_valid=left_valid, taken=taken)
+    _count(
+        done,
+        row,
+        has_ended=row.status != Status.DISCONNECTED,
+        waits=row.refresh_token is not None and leased.exists(),
+        left_valid=left_valid,
+        taken=taken,
+    )
 
 
 def _count(
-    done: TenantGivenUp, row: BipsyncToken, *, has_ended: bool, left_valid: str, taken: list[str]
+    done: TenantGivenUp,
+    row: BipsyncToken,
+    *,
+    has_ended: bool,
+    waits: bool,
+    left_valid: str,
+    taken: list[str],
 ) -> None:
     done.accounts += 1
     done.rights.update(taken)
-    if not has_ended:
+    if has_ended:
+        done.sessions += row.user is not None and row.signed_in_at is not None
+    elif row.refresh_token is None:
+        return
+    if waits:
+        done.waiting += 1
         return
     done.ended += 1
-    done.sessions += row.user is not None and row.signed_in_at is not None
     if left_valid:
         done.left_valid[left_valid] += 1
     else:
@@ -223,8 +253,9 @@ def _log_failure(what: str, error: Exception) -> None:
     connections[database()].close_if_unusable_or_obsolete()
 
 
-def _not_given_up() -> BipsyncTokenQuerySet:
-    return tokens().exclude(status=Status.DISCONNECTED, user=None)
+def _not_given_up(rows: BipsyncTokenQuerySet | None = None) -> BipsyncTokenQuerySet:
+    rows = tokens() if rows is None else rows
+    return rows.exclude(status=Status.DISCONNECTED, user=None, refresh_token__isnull=True)
 
 
 def _flags() -> models.QuerySet[GivenFlag]:

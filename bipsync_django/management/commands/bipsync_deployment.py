@@ -63,10 +63,12 @@ class Command(BaseCommand):
 
     def _erase(self, tenant: str) -> None:
         rows = BipsyncToken.objects.using(database()).filter(tenant=tenant)
+        # A disconnected one may keep its refresh token until it is spent.
+        left = rows.exclude(
+            status=BipsyncToken.Status.DISCONNECTED, refresh_token__isnull=True
+        ).defer("access_token", "refresh_token")
         erased = 0
-        for row in rows.exclude(status=BipsyncToken.Status.DISCONNECTED).defer(
-            "access_token", "refresh_token"
-        ):
+        for row in left:
             lifecycle.disconnect(row, end_at_bipsync=False)
             erased += 1
         self.stdout.write(f"{tenant}: {erased} grants erased here; at Bipsync they go on.")

@@ -69,6 +69,11 @@ class Command(BaseCommand):
                 f"{done.failed} could not be given up: the log says which and why. "
                 "Run this once more."
             )
+        if done.waiting:
+            raise CommandError(
+                f"{done.waiting} connections wait to be ended. Leave the tenant "
+                "in BIPSYNC, and run this once more in half a minute."
+            )
         if done.left:
             raise CommandError(
                 f"{done.left} accounts and flags are left, of people who have signed in meanwhile. "
@@ -86,6 +91,11 @@ class Command(BaseCommand):
         ]
         for line in lines:
             self.stdout.write(f"{tenant}: {line}.")
+        if done.waiting:
+            self.stdout.write(
+                f"{tenant}: {done.waiting} connections are not ended yet: another process may be "
+                "refreshing them, or was killed as it did."
+            )
         for code, count in sorted(done.left_valid.items()):
             self.stdout.write(f"{tenant}: {count} stay valid: {errors.explain(code)}")
 

@@ -361,7 +361,7 @@ CASES = [
     Case("who is in a group that is written in another way stays there", {"GROUPS": {"teams": {"x":
          "analysts"}}}, (There("nora", groups=("Analysts",), **KNOWN),), {"teams": []}, "nora",
          groups=("Analysts",)),
-    Case("and leaves the groups that are written as they are", {"GROUPS": {"teams": {"x": "analysts",
+    Case("and leaves those that are written as they are", {"GROUPS": {"teams": {"x": "analysts",
          "y": "Operations"}}}, (There("nora", groups=("Analysts", "Operations"), **KNOWN),),
          {"teams": ["x"]}, "nora", groups=("Analysts",)),
     Case("a flag is given whatever becomes of the groups", {**STAFF, "GROUPS": {"teams": {"x":

@@ -56,7 +56,7 @@ $(LOWEST)/installed: $(VENV)/dev tests/lowest.py
 		--build-constraint constraints.txt --group lowest $(MYSQLCLIENT) --editable .[aws,azure,redis,testing]
 	@touch $@
 
-# Half an hour; make mutants ARGS=cookie takes those that have something to do with a cookie.
+# More than an hour; make mutants ARGS=cookie takes those that have something to do with a cookie.
 mutants: $(VENV)/dev
 	$(BIN)/python -m tests.mutants $(ARGS)
 

@@ -321,6 +321,8 @@ def test_a_tenant_that_comes_back_starts_clean(
 ) -> None:
     before, user, row = settings.BIPSYNC, user_of(nora), at_globex()
     copy = nora.twin()
+    # A session of its own, which no request ends on the way.
+    asleep = sign_in_at(globex, person(1).id)
     give_up()
     take_out(settings, "globex")
     settings.BIPSYNC = before
@@ -336,6 +338,7 @@ def test_a_tenant_that_comes_back_starts_clean(
     lifecycle.link(get_tenant("globex"), row.subject, user)
     assert user_of(sign_in_at(globex, person(1).id)) == user
     assert not is_signed_in(copy)
+    assert not is_signed_in(asleep)
 
 
 def test_service_accounts_are_given_up_too(globex: SimulatedBipsync) -> None:

@@ -149,3 +149,21 @@ def test_a_mutant_that_is_not_right_says_so(tree: Path, changes: dict[str, str],
     write(tree, **changes)
     with pytest.raises(ValueError, match=told):
         mutants.load(tree)
+
+
+def test_those_about_customers_run_with_and_without_the_sites_hook(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs: list[tuple[list[str], dict[str, str]]] = []
+
+    def run(
+        arguments: list[str], copy: Path, more: dict[str, str], *, seconds: float
+    ) -> tuple[set[str], set[str]]:
+        runs.append((arguments, more))
+        return {"test_a"}, {"test_b"} if more else set()
+
+    monkeypatch.setattr(__main__, "_pytest", run)
+    places = ["tests/test_x.py::test_a", "tests/customers/cases.py::test_b"]
+    assert __main__._run_tests(places, tmp_path, "-x", seconds=1) == ({"test_a"}, {"test_b"})
+    own = ["--ds=tests.customers.settings", places[1], "-x"]
+    assert runs == [([places[0], "-x"], {}), (own, {}), (own, {"TEST_WITHOUT_HOOK": "1"})]

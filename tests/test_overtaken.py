@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 from django.db import connections
+from django.test import override_settings
 from django.utils import timezone
 
-from bipsync_django import lifecycle
+from bipsync_django import breaker, lifecycle
 from bipsync_django.durable import DatabaseNow
-from bipsync_django.exceptions import RefreshUnavailable, SignInRequired
+from bipsync_django.exceptions import OtherDeployment, RefreshUnavailable, SignInRequired
 from bipsync_django.lifecycle import protocol
-from bipsync_django.models import BipsyncToken, TokenEvent
+from bipsync_django.models import BipsyncToken, TenantState, TokenEvent
 from bipsync_django.testing import Answer, DropBefore, Html, SimulatedBipsync
 from tests.grants import connect, expire, refresh_token_of, reload
 from tests.signing import forget_keys
@@ -24,6 +25,7 @@ pytestmark = pytest.mark.usefixtures("database")
 
 Status = BipsyncToken.Status
 _WRITES_A_ROW = re.compile(r"UPDATE [\"`]bipsync_django_bipsynctoken|FROM .*bipsynctoken.* FOR UPD")
+_WRITES_A_STATE = re.compile(r"UPDATE [\"`]bipsync_django_tenantstate")
 
 
 @pytest.fixture
@@ -34,10 +36,12 @@ def token(database: str, bipsync: SimulatedBipsync) -> BipsyncToken:
 
 
 @contextmanager
-def just_before_it_writes(database: str, work: Callable[[], object]) -> Iterator[list[object]]:
+def just_before_it_writes(
+    database: str, work: Callable[[], object], writes: re.Pattern[str] = _WRITES_A_ROW
+) -> Iterator[list[object]]:
     """Do ``work`` elsewhere, once: after this thread has read a row, before it writes to it.
 
-    What ``work`` returned is then in the list.
+    ``writes`` finds the statement that does. The list then holds the result of ``work``.
     """
     done: list[object] = []
     errors: list[BaseException] = []
@@ -51,7 +55,7 @@ def just_before_it_writes(database: str, work: Callable[[], object]) -> Iterator
             connections.close_all()
 
     def watch(execute: Any, sql: str, *args: Any) -> Any:
-        if not done and not errors and _WRITES_A_ROW.search(sql):
+        if not done and not errors and writes.search(sql):
             thread = threading.Thread(target=run)
             thread.start()
             thread.join(30)
@@ -263,3 +267,27 @@ def test_a_new_pair_ends_every_doubt_about_the_one_before(
     with pytest.raises(SignInRequired):
         lifecycle.access_token(expire(token))
     assert reload(token).last_error == "invalid_grant"
+
+
+# --- whose database it is
+
+
+@pytest.mark.parametrize("is_there", [False, True], ids=["new", "known"])
+def test_of_two_deployments_that_claim_at_once_the_first_gets_the_grants(
+    bipsync: SimulatedBipsync, settings: Any, database: str, is_there: bool
+) -> None:
+    if is_there:
+        TenantState.objects.create(tenant="acme")
+    production = {**settings.BIPSYNC, "DEPLOYMENT": "production"}
+    settings.BIPSYNC = {**settings.BIPSYNC, "DEPLOYMENT": "staging"}
+
+    def claim() -> None:
+        with override_settings(BIPSYNC=production):
+            breaker.claim_deployment("acme")
+
+    with (
+        just_before_it_writes(database, claim, _WRITES_A_STATE),
+        pytest.raises(OtherDeployment),
+    ):
+        breaker.claim_deployment("acme")
+    assert TenantState.objects.get().deployment == "production"

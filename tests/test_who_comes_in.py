@@ -361,6 +361,9 @@ CASES = [
     Case("who is in a group that is written in another way stays there", {"GROUPS": {"teams": {"x":
          "analysts"}}}, (There("nora", groups=("Analysts",), **KNOWN),), {"teams": []}, "nora",
          groups=("Analysts",)),
+    Case("and leaves those that are written as they are", {"GROUPS": {"teams": {"x": "analysts",
+         "y": "Operations"}}}, (There("nora", groups=("Analysts", "Operations"), **KNOWN),),
+         {"teams": ["x"]}, "nora", groups=("Analysts",)),
     Case("a flag is given whatever becomes of the groups", {**STAFF, "GROUPS": {"teams": {"x":
          "analysts"}}}, claims={"teams": ["x"], "roles": "it"}, staff=True),
     Case("what two claims stand for is kept while one is silent",

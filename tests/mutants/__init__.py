@@ -132,11 +132,17 @@ def reasons(root: Path = ROOT) -> dict[str, str]:
 def find_test(name: str, root: Path = ROOT) -> str:
     """Return where pytest finds the test called ``name``, as ``tests/test_x.py::name``.
 
+    Those about customers' schemas are in ``tests/customers``, which has settings of its own.
+
     Raises ``NotApplicable`` when there is none, or more than one.
     """
     pattern = re.compile(rf"(?m)^(?:class (\w+)|(    )?def {name}\b)")
     found = []
-    for path in sorted((root / "tests").glob("test_*.py")):
+    paths = [
+        *sorted((root / "tests").glob("test_*.py")),
+        *(root / "tests/customers").glob("cases.py"),
+    ]
+    for path in paths:
         inside = ""
         for match in pattern.finditer(path.read_text(encoding="utf-8")):
             if match[1]:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -17,6 +17,9 @@ _NOT_COPIED = shutil.ignore_patterns(
     ".*cache", ".git", ".venv", ".tox", ".demo", ".hypothesis", "__pycache__", "_build", "*.pyc"
 )
 _SECONDS = 900.0
+_OF_CUSTOMERS = "tests/customers/"
+# As tests/test_customers.py runs them.
+_FOR_CUSTOMERS = [{}, {"TEST_WITHOUT_HOOK": "1"}]
 
 
 def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
@@ -72,7 +75,7 @@ def _sound_tests(mutants: list[Mutant], copy: Path) -> set[str]:
     if not places:
         return set()
     print(f"Running {len(places)} tests as they are …", flush=True)
-    passed, failed = _pytest(sorted(places), copy, seconds=_SECONDS * 4)
+    passed, failed = _run_tests(sorted(places), copy, seconds=_SECONDS * 4)
     return passed - failed
 
 
@@ -88,7 +91,7 @@ def _verdict(mutant: Mutant, copy: Path, sound: set[str]) -> tuple[str, str]:
     before = path.read_bytes()
     path.write_text(mutated, encoding="utf-8")
     try:
-        passed, failed = _pytest([place, "-x"], copy, seconds=_SECONDS)
+        passed, failed = _run_tests([place], copy, "-x", seconds=_SECONDS)
     except subprocess.TimeoutExpired:
         return "does not run", f"{place} does not end."
     finally:
@@ -100,11 +103,27 @@ def _verdict(mutant: Mutant, copy: Path, sound: set[str]) -> tuple[str, str]:
     return "does not run", f"{place} neither passes nor fails: the mutant breaks more than it says."
 
 
-def _pytest(arguments: Sequence[str], copy: Path, *, seconds: float) -> tuple[set[str], set[str]]:
-    """Run pytest in the copy; return the names of the tests that passed, and that failed.
+def _run_tests(
+    places: Sequence[str], copy: Path, *options: str, seconds: float
+) -> tuple[set[str], set[str]]:
+    """Run the tests in the copy; return the names of those that passed, and that failed.
 
     A test whose fixtures raise an error is neither, and so is one that is skipped.
     """
+    of_customers = [place for place in places if place.startswith(_OF_CUSTOMERS)]
+    usual = [place for place in places if place not in of_customers]
+    runs = [_pytest([*usual, *options], copy, {}, seconds=seconds)] if usual else []
+    if of_customers:
+        arguments = ["--ds=tests.customers.settings", *of_customers, *options]
+        runs += [_pytest(arguments, copy, more, seconds=seconds) for more in _FOR_CUSTOMERS]
+    passed = {name for run in runs for name in run[0]}
+    failed = {name for run in runs for name in run[1]}
+    return passed, failed
+
+
+def _pytest(
+    arguments: Sequence[str], copy: Path, more: Mapping[str, str], *, seconds: float
+) -> tuple[set[str], set[str]]:
     report, told = copy / "mutants.xml", copy / "mutants.log"
     report.unlink(missing_ok=True)
     path = os.pathsep.join([str(copy), *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -114,7 +133,7 @@ def _pytest(arguments: Sequence[str], copy: Path, *, seconds: float) -> tuple[se
             [sys.executable, "-m", "pytest", "-q", f"--junitxml={report}", *arguments],
             cwd=copy,
             # Two mutants of one file may have the same size and second, by which bytecode is known.
-            env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": path},
+            env={**os.environ, **more, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": path},
             stdout=log,
             stderr=subprocess.STDOUT,
             timeout=seconds,

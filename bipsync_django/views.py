@@ -38,6 +38,7 @@ from .exceptions import (
     ConfigurationError,
     GrantDead,
     KeysUnavailable,
+    KeysUnusable,
     ProviderMisconfigured,
     RetryLater,
     SecretUnreadable,
@@ -304,10 +305,8 @@ class CallbackView(_SignInView):
             raise SignInRefused("code_refused", str(error)) from error
         except (ProviderMisconfigured, ConfigurationError) as error:
             raise SignInRefused("misconfigured", str(error)) from error
-        except (RetryLater, KeysUnavailable) as error:
-            raise SignInRefused("unavailable", str(error)) from error
-        except TokenRefused as error:
-            raise SignInRefused("token_refused", str(error)) from error
+        except (RetryLater, KeysUnavailable, TokenRefused) as error:
+            raise SignInRefused(_reason(error), str(error)) from error
         return claims, pair, tenant
 
     def _sign_in(
@@ -492,10 +491,8 @@ class ConfirmConnectionView(_SignInView):
             with _storing():
                 tenant = get_tenant(row.tenant)
                 claims = lifecycle.claims_of(row)
-        except KeysUnavailable as error:
-            raise SignInRefused("unavailable", str(error)) from error
-        except TokenRefused as error:
-            raise SignInRefused("token_refused", str(error)) from error
+        except (KeysUnavailable, TokenRefused) as error:
+            raise SignInRefused(_reason(error), str(error)) from error
         except SecretUnreadable as error:
             raise SignInRefused("misconfigured", str(error)) from error
         self.account, self.web_url = account_name(tenant, claims), tenant.web_url
@@ -650,6 +647,14 @@ def expect_own_person(request: HttpRequest) -> None:
     """Raise ``SignInRefused`` while a person acts as another: what is joined stays joined."""
     if sessions.is_acting_as_another(request):
         raise SignInRefused("impersonation", "Somebody acts as the user of this session.")
+
+
+def _reason(error: RetryLater | KeysUnavailable | TokenRefused) -> str:
+    """Return which page tells of ``error``: is it time that mends it, or an administrator?"""
+    is_strange = isinstance(error, RetryLater) and error.code == "unexpected_token_type"
+    if is_strange or isinstance(error, KeysUnusable | TokenRefused):
+        return "token_refused"
+    return "unavailable"
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from ..exceptions import TokenRefused
 from ..redaction import without_traces
 from .keys import signing_key
 
-__all__ = ["Claims", "is_subject", "validate_access_token"]
+__all__ = ["Claims", "is_scope", "is_subject", "validate_access_token"]
 
 _MAX_LENGTH = 16 * 1024
 _MAX_SUBJECT = 255
@@ -141,6 +141,11 @@ def _kid(raw: str) -> str | None:
     return kid
 
 
+def is_scope(value: object) -> bool:
+    """Return whether ``value`` is a scope-token (RFC 6749, section 3.3)."""
+    return isinstance(value, str) and _SCOPE.fullmatch(value) is not None
+
+
 def is_subject(value: object) -> bool:
     """Return whether ``value`` can be somebody's id at Bipsync: short, printable, not blank."""
     return (
@@ -179,8 +184,6 @@ def _scopes(payload: Mapping[str, Any]) -> tuple[str, ...]:
         return ()
     if isinstance(scopes, str):
         scopes = scopes.split()
-    if not isinstance(scopes, list) or not all(
-        isinstance(scope, str) and _SCOPE.fullmatch(scope) for scope in scopes
-    ):
+    if not isinstance(scopes, list) or not all(is_scope(scope) for scope in scopes):
         raise TokenRefused("The access token's scopes are not a list of names.")
     return tuple(scopes)

@@ -209,7 +209,9 @@ def _document(tenant: Tenant) -> list[Any]:
     except (ValueError, RecursionError):
         document = None
     published = document.get("keys") if isinstance(document, dict) else None
-    return published if isinstance(published, list) else []
+    if not isinstance(published, list):
+        raise KeysUnavailable("Bipsync's answer is no JWKS: check JWKS_URL if it stays so.")
+    return published
 
 
 def _usable(published: list[Any]) -> list[_Key]:
@@ -221,8 +223,8 @@ def _usable(published: list[Any]) -> list[_Key]:
     for jwk in published[:_MAX_KEYS]:
         if isinstance(jwk, dict) and _is_signature_key(jwk):
             keys[_Key(jwk.get("kid"), jwk["n"], jwk["e"])] = None
-    times = Counter(key.kid for key in keys if key.kid is not None)
-    return [key for key in keys if times[key.kid] < 2 and _is_sound(key)]
+    times = Counter(key.kid for key in keys)
+    return [key for key in keys if (key.kid is None or times[key.kid] < 2) and _is_sound(key)]
 
 
 def _is_signature_key(jwk: dict[Any, Any]) -> bool:

@@ -169,8 +169,11 @@ class LoginView(_SignInView):
 class CallbackView(_SignInView):
     """``callback/`` and ``callback/<tenant>/``: the browser comes back (RFC 6749, section 4.1.2).
 
-    The address says which tenant sent it. What another one was asked for is not used.
+    The address says which tenant sent it. What another one was asked for is not used. A ``HEAD``
+    request is refused: a trip has one end, and a link checker must not be the one who comes to it.
     """
+
+    http_method_names = ["get", "options"]
 
     def setup(self, request: HttpRequest, *args: Any, **kwargs: Any) -> None:
         """Forget the query as soon as it is read, before anything logs, renders or fails."""
@@ -178,7 +181,12 @@ class CallbackView(_SignInView):
         _forget_query(request)
 
     def get(self, request: HttpRequest, tenant: str | None = None) -> HttpResponse:
-        trip = flow.find(request, self._parameter("state"))
+        state = self._parameter("state")
+        arrived = returns.find_destination(request, state)
+        if arrived is not None and request.user.is_authenticated:
+            # The same request once more, because its answer got lost: nothing is spent again.
+            return HttpResponseRedirect(arrived)
+        trip = flow.find(request, state)
         if settings.SESSION_COOKIE_SAMESITE == "Strict" and _RESUMED not in self.query:
             return self._resume(request)
         flow.spend(trip)
@@ -576,10 +584,20 @@ class DisconnectView(View):
 
 @method_decorator(login_not_required, name="dispatch")
 class LogoutView(auth_views.LogoutView):
-    """``logout/``, POST only: sign out here. The person stays signed in at Bipsync."""
+    """``logout/``: sign out here, by POST. The person stays signed in at Bipsync.
 
-    http_method_names = ["post", "options"]
+    A GET, such as that of an old link, shows the button that does it.
+    """
+
+    http_method_names = ["get", "head", "post", "options"]
     template_name = "bipsync_django/signed_out.html"
+
+    def get(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+        """Ask a person who is signed in, and tell a visitor that nobody is."""
+        is_signed_in = request.user.is_authenticated
+        template = "bipsync_django/sign_out.html" if is_signed_in else self.template_name
+        context = {"login_url": login_url(""), "home_url": _home()}
+        return render(request, template, context)
 
     def get_redirect_url(self, *args: Any) -> str:
         # Django 6 may pass the request.

@@ -10,15 +10,17 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from django.contrib.sessions.backends.base import SessionBase
 from django.http import HttpRequest
 
-from . import flow
+from . import flow, sessions
 from .conf import Tenant
 
 __all__ = [
     "count_arrivals",
     "find_destination",
     "forget_trips",
+    "note_detour",
     "note_return",
     "was_asked_just_now",
 ]
@@ -49,6 +51,12 @@ def note_return(request: HttpRequest, trip: flow.Trip, destination: str) -> None
     request.session[_KEY] = [*_notes(request), note][-_MAX_NOTES:]
 
 
+def note_detour(request: HttpRequest, destination: str) -> None:
+    """Note that a person was sent on to ``destination`` without a trip: they had just made one."""
+    note = _Note(time.time(), "", "", (), destination, "")
+    request.session[_KEY] = [*_notes(request), note][-_MAX_NOTES:]
+
+
 def find_destination(request: HttpRequest, state: str) -> str | None:
     """Return where the trip with ``state`` led this browser within the last minute, or ``None``.
 
@@ -60,7 +68,7 @@ def find_destination(request: HttpRequest, state: str) -> str | None:
 
 
 def count_arrivals(request: HttpRequest, destination: str) -> int:
-    """Return how many trips of the last minute have led this person to ``destination``."""
+    """Return how often this person was sent to ``destination`` within the last minute."""
     return sum(note.destination == destination for note in _notes(request))
 
 
@@ -76,12 +84,18 @@ def was_asked_just_now(request: HttpRequest, tenant: Tenant, scopes: Iterable[st
 
 def forget_trips(request: HttpRequest) -> None:
     """Let the next visit ask again: the page that is shown now has a link for that."""
-    request.session.pop(_KEY, None)
+    _session(request).pop(_KEY, None)
+
+
+def _session(request: HttpRequest) -> SessionBase:
+    """Return the session of the person, also while it is put aside because it has lapsed."""
+    lapsed = sessions.lapsed_of(request)
+    return request.session if lapsed is None or lapsed.session is None else lapsed.session
 
 
 def _notes(request: HttpRequest) -> list[_Note]:
     now = time.time()
-    notes = [_Note(*note) for note in request.session.get(_KEY, ())]
+    notes = [_Note(*note) for note in _session(request).get(_KEY, ())]
     return [note for note in notes if 0 <= now - note.at < _JUST_NOW]
 
 

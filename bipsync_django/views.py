@@ -137,7 +137,8 @@ class LoginView(_SignInView):
             # A script that followed a redirect to Bipsync's pages would only fail there.
             return refuse_program(request, "sign_in_required", tenant=tenant)
         next_url = self.next_url(request)
-        self._expect_no_circle(request, next_url)
+        if request.user.is_authenticated and self._has_just_been_there(request, next_url):
+            return HttpResponseRedirect(next_url)
         try:
             if tenant is None and len(get_settings().tenants) > 1:
                 return render(
@@ -147,23 +148,25 @@ class LoginView(_SignInView):
         except ConfigurationError as error:
             raise SignInRefused("misconfigured", str(error)) from error
 
-    def _expect_no_circle(self, request: HttpRequest, next_url: str) -> None:
-        """Refuse a person whom a page sends here again although they have just come from here.
+    def _has_just_been_there(self, request: HttpRequest, next_url: str) -> bool:
+        """Whether a person who is signed in has just been sent to ``next_url``, and comes again.
 
-        Django's ``@permission_required`` and ``user_passes_test()`` do so with a person who is
-        signed in and lacks what they ask for.
+        They may have opened the sign-in twice, so they are sent on once. A page that sends them
+        back even then lacks something that no sign-in brings: Django's ``@permission_required``
+        and ``user_passes_test()`` do so. Then this raises ``SignInRefused``.
         """
-        if not request.user.is_authenticated:
-            return
-        # Without a page to go to, it may be a button that the person has pressed again.
-        most = 0 if next_url else _MAX_ARRIVALS_AT_HOME
-        if returns.count_arrivals(request, next_url or _home()) > most:
+        arrivals = returns.count_arrivals(request, next_url or _home())
+        # Without a page to go to, it may be a button that the person presses again and again.
+        if arrivals > (1 if next_url else _MAX_ARRIVALS_AT_HOME):
             returns.forget_trips(request)
             raise SignInRefused(
                 "no_permission",
                 f"The user with primary key {request.user.pk} has just signed in for this page, "
                 "which sent them here again.",
             )
+        if arrivals and next_url:
+            returns.note_detour(request, next_url)
+        return bool(arrivals and next_url)
 
 
 class CallbackView(_SignInView):

@@ -9,7 +9,6 @@ import functools
 import json
 import logging
 import time
-from collections import Counter
 from dataclasses import astuple, dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -215,16 +214,12 @@ def _document(tenant: Tenant) -> list[Any]:
 
 
 def _usable(published: list[Any]) -> list[_Key]:
-    """Return the RS256 signature keys that can be told apart, each once.
-
-    A name that two different keys have names neither.
-    """
+    """Return the RS256 signature keys, each once."""
     keys: dict[_Key, None] = {}
     for jwk in published[:_MAX_KEYS]:
         if isinstance(jwk, dict) and _is_signature_key(jwk):
             keys[_Key(jwk.get("kid"), jwk["n"], jwk["e"])] = None
-    times = Counter(key.kid for key in keys)
-    return [key for key in keys if (key.kid is None or times[key.kid] < 2) and _is_sound(key)]
+    return [key for key in keys if _is_sound(key)]
 
 
 def _is_signature_key(jwk: dict[Any, Any]) -> bool:
@@ -271,7 +266,10 @@ class _Keys:
         return kid is not None and any(key.kid == kid for key in self.keys)
 
     def find(self, kid: str | None, other_than: jwt.PyJWK | None) -> jwt.PyJWK | None:
-        """Return the key that has to have signed a token which names ``kid``."""
+        """Return the key that has to have signed a token which names ``kid``.
+
+        A name that two different keys have names neither.
+        """
         is_nameless = kid is None or all(key.kid is None for key in self.keys)
         found = [key for key in self.keys if is_nameless or key.kid == kid]
         built = {key.build() for key in found}

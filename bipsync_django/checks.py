@@ -3,7 +3,9 @@
 The ids are documented in docs/settings.md.
 """
 
+import difflib
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -11,18 +13,21 @@ from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.core import checks
 from django.core.checks import CheckMessage, Error, Tags, register
+from django.core.exceptions import ImproperlyConfigured
 from django.db import DatabaseError
 from django.shortcuts import resolve_url
-from django.urls import NoReverseMatch, Resolver404, resolve, reverse
+from django.urls import NoReverseMatch, Resolver404, get_resolver, resolve, reverse
 from django.utils.module_loading import import_string
 
 from . import conf, lifecycle
 from .backends import BipsyncBackend
+from .decorators import scopes_of_views
 from .durable import database
 from .exceptions import ConfigurationError, OtherDeployment
 from .middleware import BipsyncSessionMiddleware
 from .models import TenantState
 from .rights import has_field
+from .scopes import SCOPES, in_english
 
 __all__ = [
     "check_callbacks",
@@ -32,6 +37,7 @@ __all__ = [
     "check_middleware",
     "check_removed_tenants",
     "check_resolver",
+    "check_scopes",
     "check_secrets",
     "check_settings",
     "check_site",
@@ -201,6 +207,37 @@ def check_site(app_configs: Sequence[Any] | None, **kwargs: Any) -> list[CheckMe
 def _is_first() -> bool:
     first = import_string(settings.AUTHENTICATION_BACKENDS[0])
     return isinstance(first, type) and issubclass(first, BipsyncBackend)
+
+
+@register
+def check_scopes(app_configs: Sequence[Any] | None, **kwargs: Any) -> list[CheckMessage]:
+    """W008: a scope that Bipsync does not document, in ``SCOPES`` or at a view."""
+    places: dict[str, str] = {}
+    with suppress(ImproperlyConfigured, ImportError):
+        # Views are imported with them; Django itself says what is wrong with a URLconf.
+        get_resolver().url_patterns  # noqa: B018
+        places |= dict.fromkeys(scopes_of_views(), "@bipsync_token_required")
+    for tenant in _tenants():
+        places |= dict.fromkeys(tenant.service_scopes, f"SERVICE_SCOPES of {tenant.slug}")
+        places |= dict.fromkeys(tenant.scopes, f"SCOPES of {tenant.slug}")
+    return [
+        checks.Warning(
+            f"{place} names the scope {scope!r}, which Bipsync does not document.",
+            hint=_nearest_scope(scope),
+            id="bipsync_django.W008",
+        )
+        for scope, place in sorted(places.items())
+        if in_english(scope) is None
+    ]
+
+
+def _nearest_scope(scope: str) -> str:
+    nearest = difflib.get_close_matches(scope, SCOPES, n=1)
+    if nearest:
+        return (
+            f"Write {nearest[0]!r}, if you mean that: Bipsync refuses scopes that it does not know."
+        )
+    return f"Bipsync documents: {', '.join(SCOPES)}, and team_{{id}} for teams."
 
 
 _OURS = "bipsync_django.middleware.BipsyncSessionMiddleware"

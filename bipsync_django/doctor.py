@@ -283,7 +283,7 @@ def _signing_keys(tenant: Tenant) -> _Findings:
             "signing keys",
             Verdict.ERROR,
             f"Of {published} published keys none is of use.",
-            "Check JWKS_URL. If it is right, ask Bipsync: RS256 keys of 2048 bits with a kid.",
+            "Check JWKS_URL. If it is right, ask Bipsync: it needs RS256 keys of 2048 bits.",
             tenant.slug,
         )
         return

@@ -46,6 +46,7 @@ WORDS: Mapping[str, Promise] = {
     "unauthorized_client": _("Bipsync does not allow this application to do that."),
     "unexpected_answer": _("Bipsync's answer was not understood."),
     "unknown_tenant": _("The tenant is not in this site's settings."),
+    "unexpected_token_type": _("Bipsync's token is no Bearer token, and was not used."),
     "unsupported_grant_type": _("Bipsync does not allow this application to refresh."),
     "vouched": _("A rule of this site vouched for it; the user's password and sessions stay."),
     "wrong_endpoint": _("There is no token endpoint at TOKEN_URL."),
@@ -85,6 +86,7 @@ ADVICE: Mapping[str, Promise] = {
     "unauthorized_client": _APPLICATION,
     "unexpected_answer": _("If it lasts, see what answers at TOKEN_URL."),
     "unknown_tenant": _("Run manage.py bipsync_give_up, or put the tenant back into BIPSYNC."),
+    "unexpected_token_type": _("Look at the application's settings at Bipsync, or ask Bipsync."),
     "unsupported_grant_type": _APPLICATION,
     "wrong_endpoint": _("Correct CLIENT, API_URL or TOKEN_URL."),
 }

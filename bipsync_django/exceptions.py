@@ -15,6 +15,7 @@ __all__ = [
     "ForeignHost",
     "GrantDead",
     "KeysUnavailable",
+    "KeysUnusable",
     "LinkRefused",
     "MissingScope",
     "NoSecondConnection",
@@ -102,6 +103,10 @@ class TokenRefused(BipsyncError):
 
 class KeysUnavailable(BipsyncError):
     """Bipsync's signing keys cannot be fetched, so nothing can be said of the token. Try later."""
+
+
+class KeysUnusable(KeysUnavailable):
+    """Bipsync publishes no signing key of use here: an administrator has to look at it."""
 
 
 # --- using a stored grant

@@ -18,6 +18,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
+from urllib.parse import unquote, urlsplit
 
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -25,7 +26,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from django.conf import settings
 from django.db import Error, IntegrityError, router, transaction
 from django.http import HttpRequest, HttpResponseBase, HttpResponseRedirect
-from django.urls import reverse
+from django.urls import Resolver404, get_script_prefix, resolve, reverse
 from django.utils import timezone
 from django.utils.http import url_has_allowed_host_and_scheme
 
@@ -73,6 +74,7 @@ _MOST_BYTES = 4096
 _LONGEST_NEXT = 1000
 _STATE = re.compile(r"[A-Za-z0-9_-]{43}")
 _PREFIX = "bipsync-"
+_ENDS = {"login", "callback", "logout"}
 
 
 @dataclass(frozen=True)
@@ -219,10 +221,28 @@ def prune() -> None:
 
 
 def safe_next(request: HttpRequest, url: str) -> str:
-    """Return ``url`` when it stays on this host, else an empty string."""
+    """Return ``url`` when it leads to a page of this host, else an empty string.
+
+    A relative address would mean another page at each end of a trip, and our own ends of trips are
+    no pages to go to.
+    """
     # As long as it is in the cookie, where anything but ASCII takes six bytes.
     is_short = len(json.dumps(url)) <= _LONGEST_NEXT
-    return url if is_short and stays_on(request, url, {request.get_host()}) else ""
+    if not is_short or not stays_on(request, url, {request.get_host()}):
+        return ""
+    parts = urlsplit(url)
+    path = parts.path or ("/" if parts.netloc else "")
+    return url if path.startswith("/") and not _is_end_of_trip(request, path) else ""
+
+
+def _is_end_of_trip(request: HttpRequest, path: str) -> bool:
+    prefix = get_script_prefix()
+    path = "/" + path.removeprefix(prefix) if path.startswith(prefix) else path
+    try:
+        match = resolve(unquote(path), getattr(request, "urlconf", None))
+    except Resolver404:
+        return False
+    return "bipsync" in match.app_names and match.url_name in _ENDS
 
 
 def stays_on(request: HttpRequest, url: str, hosts: set[str]) -> bool:

@@ -98,6 +98,8 @@ class BipsyncToken(models.Model):
     access_token = SealedField(null=True)
     refresh_token = SealedField(null=True)
     scopes = models.TextField(_("scopes"), blank=True, default="")
+    # False while Bipsync has not said which scopes were granted: then they are those asked for.
+    scopes_are_known = models.BooleanField(default=True)
     status = models.CharField(_("status"), max_length=16, choices=Status, default=Status.ACTIVE)
     claims = models.JSONField(_("claims"), default=dict, blank=True)
 

@@ -38,6 +38,7 @@ from .exceptions import (
     ConfigurationError,
     GrantDead,
     KeysUnavailable,
+    KeysUnusable,
     ProviderMisconfigured,
     RetryLater,
     SecretUnreadable,
@@ -136,7 +137,8 @@ class LoginView(_SignInView):
             # A script that followed a redirect to Bipsync's pages would only fail there.
             return refuse_program(request, "sign_in_required", tenant=tenant)
         next_url = self.next_url(request)
-        self._expect_no_circle(request, next_url)
+        if request.user.is_authenticated and self._has_just_been_there(request, next_url):
+            return HttpResponseRedirect(next_url)
         try:
             if tenant is None and len(get_settings().tenants) > 1:
                 return render(
@@ -146,30 +148,35 @@ class LoginView(_SignInView):
         except ConfigurationError as error:
             raise SignInRefused("misconfigured", str(error)) from error
 
-    def _expect_no_circle(self, request: HttpRequest, next_url: str) -> None:
-        """Refuse a person whom a page sends here again although they have just come from here.
+    def _has_just_been_there(self, request: HttpRequest, next_url: str) -> bool:
+        """Whether a person who is signed in has just been sent to ``next_url``, and comes again.
 
-        Django's ``@permission_required`` and ``user_passes_test()`` do so with a person who is
-        signed in and lacks what they ask for.
+        They may have opened the sign-in twice, so they are sent on once. A page that sends them
+        back even then lacks something that no sign-in brings: Django's ``@permission_required``
+        and ``user_passes_test()`` do so. Then this raises ``SignInRefused``.
         """
-        if not request.user.is_authenticated:
-            return
-        # Without a page to go to, it may be a button that the person has pressed again.
-        most = 0 if next_url else _MAX_ARRIVALS_AT_HOME
-        if returns.count_arrivals(request, next_url or _home()) > most:
+        arrivals = returns.count_arrivals(request, next_url or _home())
+        # Without a page to go to, it may be a button that the person presses again and again.
+        if arrivals > (1 if next_url else _MAX_ARRIVALS_AT_HOME):
             returns.forget_trips(request)
             raise SignInRefused(
                 "no_permission",
                 f"The user with primary key {request.user.pk} has just signed in for this page, "
                 "which sent them here again.",
             )
+        if arrivals and next_url:
+            returns.note_detour(request, next_url)
+        return bool(arrivals and next_url)
 
 
 class CallbackView(_SignInView):
     """``callback/`` and ``callback/<tenant>/``: the browser comes back (RFC 6749, section 4.1.2).
 
-    The address says which tenant sent it. What another one was asked for is not used.
+    The address says which tenant sent it. What another one was asked for is not used. A ``HEAD``
+    request is refused: a trip has one end, and a link checker must not be the one who comes to it.
     """
+
+    http_method_names = ["get", "options"]
 
     def setup(self, request: HttpRequest, *args: Any, **kwargs: Any) -> None:
         """Forget the query as soon as it is read, before anything logs, renders or fails."""
@@ -177,7 +184,12 @@ class CallbackView(_SignInView):
         _forget_query(request)
 
     def get(self, request: HttpRequest, tenant: str | None = None) -> HttpResponse:
-        trip = flow.find(request, self._parameter("state"))
+        state = self._parameter("state")
+        arrived = returns.find_destination(request, state)
+        if arrived is not None and request.user.is_authenticated:
+            # The same request once more, because its answer got lost: nothing is spent again.
+            return HttpResponseRedirect(arrived)
+        trip = flow.find(request, state)
         if settings.SESSION_COOKIE_SAMESITE == "Strict" and _RESUMED not in self.query:
             return self._resume(request)
         flow.spend(trip)
@@ -304,10 +316,8 @@ class CallbackView(_SignInView):
             raise SignInRefused("code_refused", str(error)) from error
         except (ProviderMisconfigured, ConfigurationError) as error:
             raise SignInRefused("misconfigured", str(error)) from error
-        except (RetryLater, KeysUnavailable) as error:
-            raise SignInRefused("unavailable", str(error)) from error
-        except TokenRefused as error:
-            raise SignInRefused("token_refused", str(error)) from error
+        except (RetryLater, KeysUnavailable, TokenRefused) as error:
+            raise SignInRefused(_reason(error), str(error)) from error
         return claims, pair, tenant
 
     def _sign_in(
@@ -492,10 +502,8 @@ class ConfirmConnectionView(_SignInView):
             with _storing():
                 tenant = get_tenant(row.tenant)
                 claims = lifecycle.claims_of(row)
-        except KeysUnavailable as error:
-            raise SignInRefused("unavailable", str(error)) from error
-        except TokenRefused as error:
-            raise SignInRefused("token_refused", str(error)) from error
+        except (KeysUnavailable, TokenRefused) as error:
+            raise SignInRefused(_reason(error), str(error)) from error
         except SecretUnreadable as error:
             raise SignInRefused("misconfigured", str(error)) from error
         self.account, self.web_url = account_name(tenant, claims), tenant.web_url
@@ -579,10 +587,20 @@ class DisconnectView(View):
 
 @method_decorator(login_not_required, name="dispatch")
 class LogoutView(auth_views.LogoutView):
-    """``logout/``, POST only: sign out here. The person stays signed in at Bipsync."""
+    """``logout/``: sign out here, by POST. The person stays signed in at Bipsync.
 
-    http_method_names = ["post", "options"]
+    A GET, such as that of an old link, shows the button that does it.
+    """
+
+    http_method_names = ["get", "head", "post", "options"]
     template_name = "bipsync_django/signed_out.html"
+
+    def get(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+        """Ask a person who is signed in, and tell a visitor that nobody is."""
+        is_signed_in = request.user.is_authenticated
+        template = "bipsync_django/sign_out.html" if is_signed_in else self.template_name
+        context = {"login_url": login_url(""), "home_url": _home()}
+        return render(request, template, context)
 
     def get_redirect_url(self, *args: Any) -> str:
         # Django 6 may pass the request.
@@ -650,6 +668,14 @@ def expect_own_person(request: HttpRequest) -> None:
     """Raise ``SignInRefused`` while a person acts as another: what is joined stays joined."""
     if sessions.is_acting_as_another(request):
         raise SignInRefused("impersonation", "Somebody acts as the user of this session.")
+
+
+def _reason(error: RetryLater | KeysUnavailable | TokenRefused) -> str:
+    """Return which page tells of ``error``: is it time that mends it, or an administrator?"""
+    is_strange = isinstance(error, RetryLater) and error.code == "unexpected_token_type"
+    if is_strange or isinstance(error, KeysUnusable | TokenRefused):
+        return "token_refused"
+    return "unavailable"
 
 
 @contextmanager

@@ -13,13 +13,21 @@ from django.core.management import call_command
 from django.core.management.base import SystemCheckError
 from django.urls import URLPattern
 
+from bipsync_django import decorators
 from bipsync_django.backends import BipsyncBackend
+from bipsync_django.decorators import bipsync_token_required
 from bipsync_django.middleware import BipsyncSessionMiddleware
 
 # Django 6.1's "check" looks at every database.
 pytestmark = pytest.mark.django_db(databases="__all__")
 
 urlpatterns: list[URLPattern] = []
+
+
+@pytest.fixture(autouse=True)
+def _no_views_of_other_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decorators, "_scopes_of_views", set())
+
 
 MODEL_BACKEND = "django.contrib.auth.backends.ModelBackend"
 
@@ -255,6 +263,38 @@ def test_w002_names_the_tenant_whose_secret_cannot_be_read(settings: Any) -> Non
     message = only()
     assert message.id == "bipsync_django.W002"
     assert "globex" in message.msg
+
+
+@pytest.mark.parametrize(
+    ("scope", "hint"),
+    [
+        ("user:read", "Write 'users:read', if"),
+        ("research:raed", "Write 'research:read', if"),
+        ("rest_api:fields:reads", "Write 'rest_api:fields:read', if"),
+        ("xyz", "Bipsync documents: attachments:read"),
+    ],
+)
+@pytest.mark.parametrize("key", ["SCOPES", "SERVICE_SCOPES"])
+def test_w008_a_scope_that_is_misspelt(settings: Any, key: str, scope: str, hint: str) -> None:
+    change(settings, **{key: ["users:read", scope]})
+    message = only()
+    assert message.id == "bipsync_django.W008"
+    assert f"{key} of acme names the scope {scope!r}" in message.msg
+    assert hint in str(message.hint)
+
+
+def test_w008_a_scope_that_a_view_misspells(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decorators, "_scopes_of_views", {"users:read"})
+    assert found() == []
+    bipsync_token_required(scopes=["reserch:read"])
+    message = only()
+    assert "@bipsync_token_required names the scope 'reserch:read'" in message.msg
+    assert "Write 'research:read'" in str(message.hint)
+
+
+def test_w008_a_team_is_no_misspelling(settings: Any) -> None:
+    change(settings, SERVICE_SCOPES=["team_68b993fa85d14160d4030391", "rest_api:write"])
+    assert found() == []
 
 
 # --- the middleware and the way to sign in

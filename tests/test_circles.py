@@ -8,6 +8,7 @@ from django.core.cache import cache
 from django.urls import include, path
 from django.views.generic import RedirectView
 
+from bipsync_django.models import BipsyncToken
 from bipsync_django.testing import SimulatedBipsync
 from tests import urls
 from tests.browser import LOGIN, Browser, links, signed_in
@@ -69,6 +70,32 @@ def test_a_page_with_scopes_and_a_permission_is_no_circle(
     response, trips = visit(bipsync, Browser(), "/restricted-research/")
     assert response.status_code == 403
     assert trips <= 3
+
+
+def test_who_opens_the_sign_in_twice_is_sent_on(bipsync: SimulatedBipsync) -> None:
+    browser = Browser()
+    assert visit(bipsync, browser, "/note/?a=1")[1] == 1
+    again = browser.open(f"{LOGIN}?next=%2Fnote%2F%3Fa%3D1")
+    assert again["Location"] == "/note/?a=1"
+    assert browser.open(again["Location"]).status_code == 200
+
+
+def test_a_page_whose_grant_dies_at_once_is_no_circle(
+    bipsync: SimulatedBipsync, settings: Any
+) -> None:
+    settings.BIPSYNC = {**settings.BIPSYNC, "SESSION_CHECK_INTERVAL": 0}
+    browser = Browser()
+    visit(bipsync, browser, "/research/")
+    trips = 0
+    for _ in range(4):
+        BipsyncToken.objects.update(status="needs_sign_in")
+        response = browser.open("/research/")
+        if response.status_code != 302:
+            break
+        trips += 1
+        browser.open(bipsync.approve(response["Location"], user=ADA))
+    assert (response.status_code, response.context["reason"]) == (403, "no_connection")
+    assert trips <= 1
 
 
 def test_a_button_that_is_pressed_again_goes_to_bipsync(bipsync: SimulatedBipsync) -> None:

@@ -604,7 +604,7 @@ def test_a_code_may_be_answered_without_a_refresh_token_and_a_refresh_keeps_the_
 
 def test_a_pair_does_not_show_its_tokens() -> None:
     shown = repr(TokenPair("eyJ0.secret", "def50200secret", 3600))
-    assert shown == "TokenPair(expires_in=3600)"
+    assert shown == "TokenPair(expires_in=3600, scopes=None)"
 
 
 # --- nonsense: no pair, and no grant ended
@@ -717,6 +717,7 @@ def test_nonsense_is_no_pair_and_ends_no_grant(
         assert error.spent is (answer.status == 200)
         assert error.code in {
             "unexpected_answer",
+            "unexpected_token_type",
             "server_error",
             "rate_limited",
             "too_large",

@@ -505,7 +505,7 @@ def test_a_session_remembers_no_more_than_five_trips(
 ) -> None:
     started = browser.open("/sync/")
     session = browser.session
-    note = [time.time(), "step-up", "acme", ["users:read"], "/sync/"]
+    note = [time.time(), "step-up", "acme", ["users:read"], "/sync/", "digest"]
     session["_bipsync_returns"] = [note] * 20
     session.save()
     there_and_back(bipsync, browser, started, ADA)

@@ -251,7 +251,7 @@ def test_a_provider_that_is_down_leaves_keys_unavailable(
 def test_a_cache_entry_is_believed_only_with_our_signature(
     bipsync: SimulatedBipsync, tenant: Tenant, good: dict[str, Any], clock: Clock
 ) -> None:
-    entry = {"fetched": clock(), "asked": clock(), "named": {"good": good}}
+    entry = [clock(), clock(), [["good", good["n"], good["e"]]]]
     other_salt = signing.dumps(entry, salt="bipsync_django.keys:globex:https://x", compress=True)
     other_key = signing.dumps(entry, key="attacker", salt=keys._salt(tenant), compress=True)
     for planted in (
@@ -277,7 +277,7 @@ def test_a_cache_entry_with_our_signature_is_believed(
     bipsync: SimulatedBipsync, tenant: Tenant, good: dict[str, Any], clock: Clock
 ) -> None:
     # The counterpart of the test above: it is the signature that decides there.
-    entry = {"fetched": clock(), "asked": clock(), "named": {"good": good}}
+    entry = [clock(), clock(), [["good", good["n"], good["e"]]]]
     cache.set(ENTRY, signing.dumps(entry, salt=keys._salt(tenant), compress=True))
     assert signing_key(tenant, "good")
     assert not bipsync.calls
@@ -394,12 +394,10 @@ ODD_KEYS: dict[str, Odd] = {
     "number": lambda good, private: 5,
     "list": lambda good, private: [good],
     "empty": lambda good, private: {},
-    "no kid": lambda good, private: _without(good, "kid"),
     "empty kid": lambda good, private: {**good, "kid": ""},
     "numeric kid": lambda good, private: {**good, "kid": 7},
     "list kid": lambda good, private: {**good, "kid": ["odd"]},
     "for encryption": lambda good, private: {**good, "use": "enc"},
-    "use null": lambda good, private: {**good, "use": None},
     "use list": lambda good, private: {**good, "use": ["sig"]},
     "operations without verify": lambda good, private: {**good, "key_ops": ["encrypt"]},
     "no operations": lambda good, private: {**good, "key_ops": []},
@@ -483,12 +481,110 @@ def test_a_key_with_a_private_part_is_not_used_whatever_it_is_called_good_for(
     assert signing_key(tenant, "whole")
 
 
-def test_a_kid_that_is_published_twice_names_no_key(
-    bipsync: SimulatedBipsync, tenant: Tenant, good: dict[str, Any]
+@pytest.fixture
+def another() -> dict[str, Any]:
+    """A key that is as good as ``good``, and is another one."""
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    return SigningKey("another", key).jwk()
+
+
+def test_a_kid_that_two_keys_have_names_none(
+    bipsync: SimulatedBipsync, tenant: Tenant, good: dict[str, Any], another: dict[str, Any]
 ) -> None:
-    published(bipsync, {**good, "kid": "twice"}, good, {**good, "kid": "twice"})
+    published(bipsync, {**another, "kid": "twice"}, good, {**good, "kid": "twice"})
     assert signing_key(tenant, "twice") is None
     assert signing_key(tenant, "good")
+
+
+def test_a_key_that_is_published_twice_is_one_key(
+    bipsync: SimulatedBipsync, tenant: Tenant, good: dict[str, Any]
+) -> None:
+    published(bipsync, good, {**good, "use": "sig", "x5t": "abc"}, good)
+    assert signing_key(tenant, "good")
+    assert signing_key(tenant, None)
+
+
+@pytest.mark.parametrize("member", ["use", "alg", "key_ops", "kid", "d", "x5c"])
+def test_a_member_that_is_null_counts_as_absent(
+    member: str, bipsync: SimulatedBipsync, tenant: Tenant, good: dict[str, Any]
+) -> None:
+    published(bipsync, {**good, member: None})
+    assert signing_key(tenant, None if member == "kid" else "good")
+
+
+# --- keys and tokens without names (RFC 7515, section 4.1.4)
+
+
+def test_a_token_without_a_kid_has_the_only_key(
+    bipsync: SimulatedBipsync, tenant: Tenant, good: dict[str, Any]
+) -> None:
+    published(bipsync, good)
+    assert number_of(signing_key(tenant, None)) == number_of(signing_key(tenant, "good"))
+    assert signing_key(tenant, "another", from_provider=True) is None
+
+
+def test_a_key_without_a_kid_is_that_of_each_token_if_it_is_the_only_one(
+    bipsync: SimulatedBipsync, tenant: Tenant, good: dict[str, Any]
+) -> None:
+    published(bipsync, _without(good, "kid"))
+    assert signing_key(tenant, None)
+    assert signing_key(tenant, "whatever")
+
+
+def test_among_several_keys_a_token_without_a_kid_has_none(
+    bipsync: SimulatedBipsync, tenant: Tenant, good: dict[str, Any], another: dict[str, Any]
+) -> None:
+    published(bipsync, good, another)
+    assert signing_key(tenant, None) is None
+    assert signing_key(tenant, "good")
+
+
+def test_among_several_keys_without_names_no_token_has_one(
+    bipsync: SimulatedBipsync, tenant: Tenant, good: dict[str, Any], another: dict[str, Any]
+) -> None:
+    published(bipsync, _without(good, "kid"), _without(another, "kid"))
+    assert signing_key(tenant, None) is None
+    assert signing_key(tenant, "good", from_provider=True) is None
+
+
+def test_a_key_without_a_kid_beside_a_named_one_is_no_tokens(
+    bipsync: SimulatedBipsync, tenant: Tenant, good: dict[str, Any], another: dict[str, Any]
+) -> None:
+    published(bipsync, _without(another, "kid"), good)
+    assert signing_key(tenant, "good")
+    assert signing_key(tenant, "another", from_provider=True) is None
+
+
+def test_a_new_key_without_a_name_is_noticed_by_its_first_signature(
+    bipsync: SimulatedBipsync, tenant: Tenant, good: dict[str, Any], another: dict[str, Any]
+) -> None:
+    published(bipsync, _without(good, "kid"))
+    old = signing_key(tenant, None)
+    published(bipsync, _without(another, "kid"))
+    assert signing_key(tenant, None) is old, "as long as nothing says otherwise"
+    new = signing_key(tenant, None, from_provider=True, other_than=old)
+    assert number_of(new) != number_of(old)
+
+
+def test_a_wrong_signature_under_a_name_is_not_worth_a_fetch(
+    bipsync: SimulatedBipsync, tenant: Tenant
+) -> None:
+    kid = bipsync.keys.current.kid
+    key = signing_key(tenant, kid)
+    calls = bipsync.calls["jwks"]
+    assert signing_key(tenant, kid, from_provider=True, other_than=key) is None
+    assert bipsync.calls["jwks"] == calls
+
+
+def test_keys_after_the_fiftieth_are_in_the_log(
+    bipsync: SimulatedBipsync,
+    tenant: Tenant,
+    good: dict[str, Any],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    published(bipsync, *({**good, "kid": f"key-{number}"} for number in range(51)))
+    assert signing_key(tenant, "key-49")
+    assert "The JWKS of acme holds 51 keys; those after the first 50" in caplog.text
 
 
 def test_keys_may_leave_use_and_alg_out(

@@ -1,15 +1,18 @@
 """What was granted is what the token says; and what was granted is not lost to a sign-in."""
 
+from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import pytest
 from django.contrib.auth.models import User
+from django.utils import timezone
 
-from bipsync_django import lifecycle
+from bipsync_django import breaker, lifecycle, policy
 from bipsync_django.models import BipsyncToken, TokenEvent
 from bipsync_django.testing import Answer, DropAfter, Html, SimulatedBipsync
 from tests.browser import Browser, signed_in
-from tests.grants import refresh_token_of
+from tests.grants import expire, refresh_token_of, reload
 
 pytestmark = pytest.mark.usefixtures("database")
 
@@ -80,21 +83,123 @@ def test_what_was_withdrawn_is_not_kept(wide: BipsyncToken, bipsync: SimulatedBi
     assert bipsync.is_alive(refresh_token_of(token))
 
 
-def test_what_cannot_be_asked_about_is_kept(wide: BipsyncToken, bipsync: SimulatedBipsync) -> None:
+def hold_back(settings: Any) -> None:
+    breaker.open_for("acme", "outage")
+
+
+def let_wait(settings: Any) -> None:
+    later = timezone.now() + timedelta(minutes=10)
+    BipsyncToken.objects.update(next_attempt_at=later, last_error="server_error", attempt=3)
+
+
+def switch_off(settings: Any) -> None:
+    configure(settings, REFRESH_ENABLED=False)
+
+
+@pytest.mark.parametrize("keep", [hold_back, let_wait, switch_off])
+def test_what_cannot_be_asked_about_gives_way_to_what_is_alive(
+    wide: BipsyncToken, bipsync: SimulatedBipsync, settings: Any, keep: Callable[[Any], None]
+) -> None:
+    """The person may have withdrawn it, and a pair in hand is known to be alive."""
     BipsyncToken.objects.update(obtained_at="2020-01-01T00:00Z")
+    bipsync.withdraw(ADA)
     browser = Browser()
     callback = bipsync.approve(browser.begin())
-    bipsync.fail("token", Answer(429, {"error": "slow_down"}), times=None)
-    # The code is exchanged all the same: only a refresh is turned away.
-    bipsync.clear_failures()
-    from bipsync_django import breaker
-
-    breaker.open_for("acme", "outage")
+    keep(settings)
     assert browser.open(callback).status_code == 302
     token = BipsyncToken.objects.get()
-    assert token.scopes == WIDE
+    assert (token.status, token.scopes) == (Status.ACTIVE, "users:read")
     assert bipsync.is_alive(refresh_token_of(token))
     assert bipsync.calls["refresh"] == 0
+
+
+def test_what_died_a_moment_after_its_refresh_is_not_kept(
+    wide: BipsyncToken, bipsync: SimulatedBipsync
+) -> None:
+    assert policy.is_recent(wide)
+    bipsync.withdraw(ADA)
+    signed_in(bipsync)
+    token = BipsyncToken.objects.get()
+    assert (token.status, token.scopes) == (Status.ACTIVE, "users:read")
+    assert bipsync.is_alive(refresh_token_of(token))
+
+
+# --- who says what was granted
+
+
+def answered(bipsync: SimulatedBipsync, claims: dict[str, Any], **more: Any) -> Answer:
+    """An answer of the token endpoint whose access token has ``claims`` beside the usual ones."""
+    said = {**bipsync.access_token_claims(ADA), **claims}
+    token = bipsync.sign({name: value for name, value in said.items() if value is not None})
+    pair = {"token_type": "Bearer", "expires_in": 3600, "refresh_token": "r" * 40}
+    return Answer(200, {**pair, "access_token": token, **more})
+
+
+SAID = {
+    "a list in the token": ({"scopes": ["users:read"]}, {}, "users:read", True),
+    "a text in the token": ({"scopes": "users:read"}, {}, "users:read", True),
+    "RFC 9068": ({"scopes": None, "scope": "users:read"}, {}, "users:read", True),
+    "the answer": ({"scopes": None}, {"scope": "users:read"}, "users:read", True),
+    "the answer, as a list": ({"scopes": None}, {"scope": ["users:read"]}, "users:read", True),
+    "the token before the answer": (
+        {"scopes": ["users:read"]},
+        {"scope": WIDE},
+        "users:read",
+        True,
+    ),
+    "nothing was granted": ({"scopes": []}, {"scope": WIDE}, "", True),
+    "nobody says": ({"scopes": None}, {}, WIDE, False),
+    "nonsense in the answer": ({"scopes": None}, {"scope": 7}, WIDE, False),
+}
+
+
+@pytest.mark.parametrize(("claims", "more", "scopes", "is_known"), SAID.values(), ids=SAID)
+def test_what_the_person_refused_is_not_recorded_as_granted(
+    bipsync: SimulatedBipsync,
+    settings: Any,
+    claims: dict[str, Any],
+    more: dict[str, Any],
+    scopes: str,
+    is_known: bool,
+) -> None:
+    configure(settings, SCOPES=WIDE.split())
+    browser = Browser()
+    begun = browser.begin()
+    bipsync.fail("token", answered(bipsync, claims, **more))
+    assert browser.open(bipsync.approve(begun)).status_code == 302
+    token = BipsyncToken.objects.get()
+    assert (token.scopes, token.scopes_are_known) == (scopes, is_known)
+
+
+def test_a_refresh_says_it_too(wide: BipsyncToken, bipsync: SimulatedBipsync) -> None:
+    bipsync.fail("token", answered(bipsync, {"scopes": None}, scope="users:read"))
+    lifecycle.refresh(expire(wide), force=True)
+    assert reload(wide).scopes == "users:read"
+    bipsync.fail("token", answered(bipsync, {"scopes": None}))
+    lifecycle.refresh(expire(reload(wide)), force=True)
+    assert reload(wide).scopes == "users:read", "an answer that is silent changes nothing"
+
+
+def test_where_nobody_says_a_page_asks_once_for_what_the_api_refuses(
+    bipsync: SimulatedBipsync,
+) -> None:
+    browser = Browser()
+    silent = {"scopes": None}
+    begun = browser.get("/research/", secure=True)["Location"]
+    bipsync.fail("token", answered(bipsync, silent))
+    assert browser.open(bipsync.approve(begun)).status_code == 302
+    # A minute later the API refuses the call.
+    session = browser.session
+    del session["_bipsync_returns"]
+    session.save()
+    bipsync.fail("api", Answer(401), times=None)
+    asked = browser.get("/research/", secure=True)["Location"]
+    assert "research%3Aread" in asked
+    bipsync.fail("token", answered(bipsync, silent, refresh_token="s" * 40))
+    assert browser.open(bipsync.approve(asked)).status_code == 302
+    assert refresh_token_of(BipsyncToken.objects.get()) == "s" * 40
+    refused = browser.get("/research/", secure=True)
+    assert (refused.status_code, refused.context["reason"]) == (502, "not_permitted")
 
 
 @pytest.mark.parametrize("trouble", [DropAfter(), Html(502)])

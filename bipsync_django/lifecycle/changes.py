@@ -32,7 +32,7 @@ from .rows import (
     Identity,
     find,
     forget_kept,
-    granted,
+    granted_scopes,
     is_quarantined,
     kept,
     kept_claims,
@@ -87,23 +87,23 @@ def sign_in(
     sign-ins of one person at the same moment make one user. What it raises leaves nothing stored.
     ``event`` is ``SIGNED_IN``, or ``CONNECTED`` for somebody who was signed in already.
 
-    A working grant that allows more than the new pair is kept, after a refresh has shown that it
-    works: a page that asked for more must not lose it to an ordinary sign-in.
+    A grant that allows more than the new pair is kept if a refresh shows at this moment that it
+    is alive: a page that asked for more must not lose it to an ordinary sign-in.
 
     Raises ``OtherDeployment`` when the rows are those of another deployment, and
     ``SignInRefused`` when the user has another Bipsync account at this tenant, or the account is
     a service account here.
     """
     breaker.claim_deployment(tenant.slug)
-    names = granted(claims, scopes)
-    works = _prove_wider(tenant, claims.subject, names)
+    granted = granted_scopes(claims, pair, scopes)
+    works = _prove_wider(tenant, claims.subject, granted["scopes"])
     with transaction.atomic(using=database()):
         row = lock(tenant, claims.subject)
         if is_service(tenant, claims.subject):
             raise SignInRefused("service_account", "The account is a service account here.")
         user = resolve_user(row)
         note_replaced(row)
-        keeps = works and _is_wider(row, tenant, names)
+        keeps = works and _is_wider(row, tenant, granted["scopes"])
         values: dict[str, Any] = {
             "user": user,
             "signed_in_at": timezone.now(),
@@ -116,7 +116,7 @@ def sign_in(
                 "client_id": tenant.client_id,
                 "generation": row.generation + 1,
                 "validated_generation": row.generation + 1,
-                "scopes": names,
+                **granted,
             }
         for name, value in values.items():
             setattr(row, name, value)
@@ -422,10 +422,10 @@ def _is_wider(row: BipsyncToken, tenant: Tenant, names: str) -> bool:
 
 
 def _prove_wider(tenant: Tenant, subject: str, names: str) -> bool:
-    """Refresh a wider grant, and return whether there is one that is worth keeping.
+    """Refresh a wider grant, and return whether that has shown that it is alive.
 
     The person may have withdrawn it, and nothing else would tell; a dead one is marked as such on
-    the way. One that cannot be asked about now is given the benefit of the doubt.
+    the way. A grant that cannot be refreshed now is not kept: the pair in hand is alive.
     """
     person = {"tenant": tenant.slug, "kind": BipsyncToken.Kind.PERSON, "subject": subject}
     row = tokens().select_related("user").filter(**person).first()
@@ -433,12 +433,13 @@ def _prove_wider(tenant: Tenant, subject: str, names: str) -> bool:
     if row is None or row.subject != subject or not _is_wider(row, tenant, names):
         return False
     try:
-        obtain(row, row.generation, lambda row: True, wait=True)
-    except SecretUnreadable:
-        return False
+        after = obtain(row, row.generation, lambda row: True, wait=True, even_recent=True)
     except BipsyncError as error:
-        logger.info("A wider grant could not be tried (%s).", type(error).__name__)
-    return True
+        logger.info(
+            "A wider grant is not kept: it could not be refreshed (%s).", type(error).__name__
+        )
+        return False
+    return after.generation > row.generation
 
 
 def is_service(tenant: Tenant, subject: str) -> bool:

@@ -63,13 +63,21 @@ Event = TokenEvent.Name
 
 
 def obtain(
-    row: BipsyncToken, generation: int, is_due: Callable[[BipsyncToken], bool], *, wait: bool
+    row: BipsyncToken,
+    generation: int,
+    is_due: Callable[[BipsyncToken], bool],
+    *,
+    wait: bool,
+    even_recent: bool = False,
 ) -> BipsyncToken:
-    """Return the row once it needs no refresh, whether by this caller's work or another's.
+    """Refresh, or wait for the process that does, until the row needs no refresh; return it.
 
-    ``generation`` is the one that the caller has no use for.
+    ``generation`` is the one that the caller has no use for. A pair that is younger than 30
+    seconds is refreshed only with ``even_recent``, to find out whether the grant is alive.
     """
-    if not _needs_refresh(row, generation, is_due) or policy.is_recent(row):
+    if not _needs_refresh(row, generation, is_due):
+        return row
+    if policy.is_recent(row) and not even_recent:
         return row
     _raise_if_held_back(row)
     if not durable.needs_own_connection(database()):

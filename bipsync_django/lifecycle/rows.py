@@ -30,7 +30,7 @@ __all__ = [
     "beside",
     "find",
     "forget_kept",
-    "granted",
+    "granted_scopes",
     "is_quarantined",
     "is_refused",
     "kept",
@@ -42,6 +42,7 @@ __all__ = [
     "read",
     "read_beside",
     "read_now",
+    "refreshed_scopes",
     "send",
     "tokens",
     "whole",
@@ -303,14 +304,36 @@ def pair_values(row: BipsyncToken, pair: TokenPair) -> dict[str, Any]:
         "next_attempt_at": None,
         "last_error": "",
     }
+    if pair.scopes is not None:
+        values |= {"scopes": _joined(pair.scopes), "scopes_are_known": True}
     if pair.refresh_token is not None:
         values["refresh_token"] = row.seal("refresh_token", pair.refresh_token)
     return values
 
 
-def granted(claims: Claims, asked: Iterable[str]) -> str:
-    named = claims.scopes if "scopes" in claims.claims else asked
-    return " ".join(sorted(set(named)))
+def granted_scopes(claims: Claims, pair: TokenPair, asked: Iterable[str]) -> dict[str, Any]:
+    """Return the columns that say which scopes a new grant has, and whether Bipsync said so.
+
+    The token says it, or the answer that brought the token. Where both are silent, all that was
+    asked for counts as granted (RFC 6749, section 5.1).
+    """
+    answered = pair.scopes
+    said = claims.scopes if claims.says_scopes else answered
+    return {
+        "scopes": _joined(asked if said is None else said),
+        "scopes_are_known": said is not None,
+    }
+
+
+def refreshed_scopes(row: BipsyncToken, claims: Claims) -> dict[str, Any]:
+    """Return the same columns once the access token of ``row`` has been validated."""
+    if not claims.says_scopes:
+        return {"scopes": row.scopes, "scopes_are_known": row.scopes_are_known}
+    return {"scopes": _joined(claims.scopes), "scopes_are_known": True}
+
+
+def _joined(scopes: Iterable[str]) -> str:
+    return " ".join(sorted(set(scopes)))
 
 
 def kept_claims(claims: Claims) -> dict[str, Any]:

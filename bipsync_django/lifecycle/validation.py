@@ -4,6 +4,7 @@ The pair is safe whatever comes out.
 """
 
 from contextlib import suppress
+from typing import Any
 
 from django.utils import timezone
 
@@ -20,7 +21,7 @@ from ..exceptions import (
 from ..models import BipsyncToken, TokenEvent
 from ..oauth.claims import Claims, validate_access_token
 from ..redaction import without_traces
-from .rows import Identity, beside, granted, is_refused, kept_claims, send, write
+from .rows import Identity, beside, is_refused, kept_claims, refreshed_scopes, send, write
 
 __all__ = ["validate", "validate_beside"]
 
@@ -45,17 +46,19 @@ def validate(row: BipsyncToken, *, from_provider: bool = False) -> Claims | None
         raise
     if claims is None:
         return None
-    row.scopes = granted(claims, row.scope_set)
-    row.claims = kept_claims(claims)
-    row.last_error = "" if is_refused(row) else row.last_error
+    found: dict[str, Any] = {
+        **refreshed_scopes(row, claims),
+        "claims": kept_claims(claims),
+        "last_error": "" if is_refused(row) else row.last_error,
+    }
+    for name, value in found.items():
+        setattr(row, name, value)
     is_first = write(
         Identity.of(row)
         .rows()
         .filter(generation=row.generation, validated_generation__lt=row.generation),
         validated_generation=row.generation,
-        scopes=row.scopes,
-        claims=row.claims,
-        last_error=row.last_error,
+        **found,
     )
     row.validated_generation = row.generation
     if is_first:

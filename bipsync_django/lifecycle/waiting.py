@@ -16,7 +16,7 @@ from ..oauth.claims import Claims
 from ..oauth.client import TokenPair
 from ..redaction import without_traces
 from .changes import discard
-from .rows import granted, kept_claims, pair_values, tokens
+from .rows import granted_scopes, kept_claims, pair_values, tokens
 
 __all__ = ["CONFIRMED_WITHIN", "in_use", "is_waiting", "new_grant", "prune_unconfirmed", "waiting"]
 
@@ -38,7 +38,7 @@ def new_grant(
         "client_id": tenant.client_id,
         "generation": row.generation + 1,
         "validated_generation": row.generation + 1,
-        "scopes": granted(claims, scopes),
+        **granted_scopes(claims, pair, scopes),
         "claims": kept_claims(claims),
     }
 

@@ -15,11 +15,12 @@ from ..exceptions import TokenRefused
 from ..redaction import without_traces
 from .keys import signing_key
 
-__all__ = ["Claims", "is_subject", "validate_access_token"]
+__all__ = ["Claims", "is_scope", "is_subject", "validate_access_token"]
 
 _MAX_LENGTH = 16 * 1024
 _MAX_SUBJECT = 255
 _DATES = ("exp", "nbf", "iat")
+_SCOPE_CLAIMS = ("scopes", "scope")
 _LATEST = datetime(9000, 1, 1, tzinfo=UTC).timestamp()
 # PyJWT forgives padding; one token must have one spelling.
 _SHAPE = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
@@ -31,7 +32,8 @@ _SCOPE = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+")
 class Claims:
     """What Bipsync signed: who, for which scopes, until when (UTC), and all claims as they came.
 
-    ``scopes`` is empty when the token names none.
+    ``scopes`` is empty when the token names none. ``says_scopes`` tells a token that grants none
+    from one that does not speak of scopes.
     """
 
     subject: str
@@ -39,12 +41,18 @@ class Claims:
     expires_at: datetime
     claims: Mapping[str, Any] = field(repr=False)
 
+    @property
+    def says_scopes(self) -> bool:
+        """Whether the token says which scopes were granted."""
+        return _said_scopes(self.claims) is not None
+
 
 @without_traces
 def validate_access_token(raw: str, tenant: Tenant, *, from_provider: bool = False) -> Claims:
     """Return the claims of an access token that ``tenant``'s Bipsync signed for this application.
 
-    Only RS256 with a key from the tenant's JWKS, chosen by ``kid``; ``exp``, ``sub`` and ``aud``
+    Only RS256 with a key from the tenant's JWKS, chosen by ``kid``, or the only one if there are
+    no names; ``exp``, ``sub`` and ``aud``
     are required; ``nbf``, ``iat`` and ``exp`` are checked with the tenant's leeway; ``iss`` when
     ``ISSUER`` is set (RFC 8725). ``from_provider`` says that the token came straight from the
     token endpoint, whose unknown ``kid`` is worth a fetch.
@@ -55,23 +63,7 @@ def validate_access_token(raw: str, tenant: Tenant, *, from_provider: bool = Fal
         raise TokenRefused("The access token is not a JWT of at most 16 KiB.")
     if not all(_is_utf8(part) for part in raw.split(".")[:2]):
         raise TokenRefused("The access token is not JSON in UTF-8.")
-    key = signing_key(tenant, _kid(raw), from_provider=from_provider)
-    if key is None:
-        raise TokenRefused("The access token is signed with a key that Bipsync does not publish.")
-    try:
-        payload = jwt.decode(
-            raw,
-            key,
-            algorithms=["RS256"],
-            audience=tenant.audience,
-            issuer=tenant.issuer,
-            leeway=tenant.leeway,
-            options={"require": ["exp", "sub", "aud"]},
-        )
-    except jwt.PyJWTError as error:
-        raise TokenRefused(f"The access token is refused ({type(error).__name__}).") from None
-    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
-        raise TokenRefused("The access token is malformed.") from None
+    payload = _verified(raw, tenant, from_provider=from_provider)
     if not all(_is_number(payload[name]) for name in _DATES if name in payload):
         raise TokenRefused("The access token's dates are not numbers.")
     return Claims(
@@ -80,6 +72,49 @@ def validate_access_token(raw: str, tenant: Tenant, *, from_provider: bool = Fal
         expires_at=_moment(payload["exp"]),
         claims=MappingProxyType(payload),
     )
+
+
+def _verified(raw: str, tenant: Tenant, *, from_provider: bool) -> dict[str, Any]:
+    """Return the payload once a key of the tenant's has verified the signature."""
+    kid = _kid(raw)
+    key = signing_key(tenant, kid, from_provider=from_provider)
+    try:
+        return _decode(raw, tenant, key)
+    except _WrongSignature:
+        # Where keys have no names, this is what a token looks like that a new key has signed.
+        newer = signing_key(tenant, kid, from_provider=from_provider, other_than=key)
+    refused = TokenRefused("The access token is refused (InvalidSignatureError).")
+    if newer is None:
+        raise refused
+    try:
+        return _decode(raw, tenant, newer)
+    except _WrongSignature:
+        raise refused from None
+
+
+class _WrongSignature(Exception):
+    """The key at hand did not sign the token."""
+
+
+def _decode(raw: str, tenant: Tenant, key: jwt.PyJWK | None) -> dict[str, Any]:
+    if key is None:
+        raise TokenRefused("The access token is signed with a key that Bipsync does not publish.")
+    try:
+        return jwt.decode(
+            raw,
+            key,
+            algorithms=["RS256"],
+            audience=tenant.audience,
+            issuer=tenant.issuer,
+            leeway=tenant.leeway,
+            options={"require": ["exp", "sub", "aud"]},
+        )
+    except jwt.InvalidSignatureError:
+        raise _WrongSignature from None
+    except jwt.PyJWTError as error:
+        raise TokenRefused(f"The access token is refused ({type(error).__name__}).") from None
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
+        raise TokenRefused("The access token is malformed.") from None
 
 
 def _is_utf8(part: str) -> bool:
@@ -92,7 +127,8 @@ def _is_utf8(part: str) -> bool:
     return "\x00" not in text and not text.startswith("\ufeff")
 
 
-def _kid(raw: str) -> str:
+def _kid(raw: str) -> str | None:
+    """Return the name of the key, which is optional (RFC 7515, section 4.1.4)."""
     try:
         header = jwt.get_unverified_header(raw)
     except (jwt.PyJWTError, ValueError, TypeError, RecursionError):
@@ -100,9 +136,14 @@ def _kid(raw: str) -> str:
     kid = header.get("kid")
     if header.get("alg") != "RS256":
         raise TokenRefused("The access token is not signed with RS256.")
-    if not isinstance(kid, str) or not 0 < len(kid) <= 255:
-        raise TokenRefused("The access token names no signing key (kid).")
+    if kid is not None and not (isinstance(kid, str) and 0 < len(kid) <= 255):
+        raise TokenRefused("The access token's name of a signing key (kid) is not usable.")
     return kid
+
+
+def is_scope(value: object) -> bool:
+    """Return whether ``value`` is a scope-token (RFC 6749, section 3.3)."""
+    return isinstance(value, str) and _SCOPE.fullmatch(value) is not None
 
 
 def is_subject(value: object) -> bool:
@@ -132,10 +173,17 @@ def _moment(value: float) -> datetime:
     return datetime.fromtimestamp(value, UTC)
 
 
+def _said_scopes(payload: Mapping[str, Any]) -> object:
+    """Return league's claim, or that of RFC 9068 (section 2.2.3), or ``None``."""
+    return next((payload[name] for name in _SCOPE_CLAIMS if payload.get(name) is not None), None)
+
+
 def _scopes(payload: Mapping[str, Any]) -> tuple[str, ...]:
-    scopes = payload.get("scopes", [])
-    if not isinstance(scopes, list) or not all(
-        isinstance(scope, str) and _SCOPE.fullmatch(scope) for scope in scopes
-    ):
+    scopes = _said_scopes(payload)
+    if scopes is None:
+        return ()
+    if isinstance(scopes, str):
+        scopes = scopes.split()
+    if not isinstance(scopes, list) or not all(is_scope(scope) for scope in scopes):
         raise TokenRefused("The access token's scopes are not a list of names.")
     return tuple(scopes)

@@ -28,6 +28,7 @@ from ..exceptions import (
     TokenEndpointError,
 )
 from ..redaction import without_traces
+from .claims import is_scope
 from .transport import ExchangeFailed, exchange
 
 __all__ = [
@@ -67,12 +68,14 @@ class TokenPair:
 
     ``refresh_token`` is ``None`` when a code's answer held none; when a refresh's answer holds
     none, the old one stays in use (RFC 6749, section 6). ``expires_in`` is the access token's
-    lifetime in seconds from the moment of the answer.
+    lifetime in seconds from the moment of the answer. ``scopes`` are those that the answer says
+    were granted (RFC 6749, section 5.1), or ``None`` when it does not say.
     """
 
     access_token: str = field(repr=False)
     refresh_token: str | None = field(repr=False)
     expires_in: int
+    scopes: tuple[str, ...] | None = None
 
 
 def create_verifier() -> str:
@@ -125,7 +128,7 @@ def exchange_code(tenant: Tenant, *, code: str, verifier: str, redirect_uri: str
             include_client_id=True,
             client_secret=client_secret,
         )
-        return _pair(token)
+        return _pair(token, session)
 
     client_secret = tenant.client_secret
     try:
@@ -160,7 +163,7 @@ def refresh_pair(
         client_id=tenant.client_id,
         client_secret=tenant.client_secret if client_secret is None else client_secret,
     )
-    return _pair(token)
+    return _pair(token, session)
 
 
 def _https_alias(url: str) -> str:
@@ -169,8 +172,9 @@ def _https_alias(url: str) -> str:
     return "https://" + url.partition("://")[2]
 
 
-def _pair(token: Mapping[str, Any]) -> TokenPair:
-    return TokenPair(token["access_token"], token.get("refresh_token"), token["expires_in"])
+def _pair(token: Mapping[str, Any], session: "_TokenEndpoint") -> TokenPair:
+    access_token, refresh_token = token["access_token"], token.get("refresh_token")
+    return TokenPair(access_token, refresh_token, token["expires_in"], session.granted)
 
 
 class _TokenEndpoint(OAuth2Session):
@@ -192,6 +196,8 @@ class _TokenEndpoint(OAuth2Session):
         self._tenant = tenant
         self._dead_hints = dead_hints
         self._not_after = not_after
+        # What the answer says of scopes: oauthlib raises a warning where others were asked for.
+        self.granted: tuple[str, ...] | None = None
 
     def request(  # type: ignore[override]
         self, method: str, url: str, data: dict[str, str] | None = None, **kwargs: object
@@ -219,6 +225,7 @@ class _TokenEndpoint(OAuth2Session):
             answer = answer if _is_json(response) else None
             _raise_for(response, answer, dead_hints=self._dead_hints)
         # Only what was checked reaches oauthlib's parser, whatever charset the header names.
+        self.granted = _scopes(answer)
         response.encoding = "utf-8"
         response.raw = io.BytesIO(json.dumps(_token_fields(answer)).encode())
         return response
@@ -252,7 +259,11 @@ def _token_fields(answer: dict[str, Any] | None) -> dict[str, Any]:
     if not _is_token(access_token) or not (refresh_token is None or _is_token(refresh_token)):
         raise _nonsense()
     if token_type is not None and not _is_bearer(token_type):
-        raise _nonsense()
+        raise RetryLater(
+            "unexpected_token_type",
+            "Bipsync's token endpoint answered with a token that is no Bearer token.",
+            spent=True,
+        )
     fields = {
         "access_token": access_token,
         "token_type": "Bearer",
@@ -261,6 +272,16 @@ def _token_fields(answer: dict[str, Any] | None) -> dict[str, Any]:
     if refresh_token is not None:
         fields["refresh_token"] = refresh_token
     return fields
+
+
+def _scopes(answer: Mapping[str, Any] | None) -> tuple[str, ...] | None:
+    """Return the scopes that the answer names. A pair is not thrown away over a strange list."""
+    named = None if answer is None else answer.get("scope")
+    if isinstance(named, str):
+        named = named.split()
+    if isinstance(named, list) and all(is_scope(scope) for scope in named):
+        return tuple(named)
+    return None
 
 
 def _is_token(value: object) -> bool:

@@ -9,9 +9,8 @@ import functools
 import json
 import logging
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from dataclasses import astuple, dataclass
+from typing import Any, NamedTuple, Protocol
 
 import jwt
 from django.core import signing
@@ -19,7 +18,7 @@ from django.core.cache import cache
 
 from ..caching import despite_errors
 from ..conf import Tenant
-from ..exceptions import KeysUnavailable
+from ..exceptions import KeysUnavailable, KeysUnusable
 from .transport import ExchangeFailed, exchange
 
 __all__ = ["Budget", "LocalBudget", "Permit", "signing_key", "survey", "use_budget"]
@@ -39,6 +38,17 @@ _KEPT = 24 * 3600
 _FAILED = "Bipsync's keys are not cached"
 _WAIT_FOR_OTHERS = 5.0
 _POLL = 0.05
+
+
+class _Key(NamedTuple):
+    """What is needed of a published key (RFC 7517, section 4; RFC 7518, section 6.3.1)."""
+
+    kid: str | None
+    n: str
+    e: str
+
+    def build(self) -> jwt.PyJWK:
+        return _built(self.n, self.e)
 
 
 @dataclass(frozen=True)
@@ -88,26 +98,39 @@ def use_budget(budget: Budget) -> Budget:
     return before
 
 
-def signing_key(tenant: Tenant, kid: str, *, from_provider: bool = False) -> jwt.PyJWK | None:
+def signing_key(
+    tenant: Tenant,
+    kid: str | None,
+    *,
+    from_provider: bool = False,
+    other_than: jwt.PyJWK | None = None,
+) -> jwt.PyJWK | None:
     """Return the tenant's public key called ``kid``, or ``None`` when Bipsync publishes no such.
+
+    Names of keys are optional (RFC 7515, section 4.1.4; RFC 7517, section 4.5). Without a name, in
+    the token (``None``) or in the published key, it is the key if no other one is published.
 
     Keys are used for an hour, and up to a day when they cannot be fetched anew. An unknown
     ``kid`` leads to a fetch, at most once in 10 seconds over all processes, so that forged tokens
     do not flood Bipsync. ``from_provider`` says that the token came straight from the token
-    endpoint: that is nobody's forgery, and is fetched for once a second.
+    endpoint: that is nobody's forgery, and is fetched for once a second. ``other_than`` is a key
+    that did not verify the token: without names, that is how a new key is noticed.
 
     Raises ``KeysUnavailable`` when the answer depends on keys that cannot be fetched.
     """
     keys = _known(tenant)
-    known = keys.named.get(kid) if keys is not None else None
+    if other_than is not None and keys is not None and keys.has(kid):
+        # What the name promised was not true, and a fetch would not make it so.
+        return None
+    known = keys.find(kid, other_than) if keys is not None else None
     if known and keys is not None and time.time() - keys.fetched < _FRESH:
-        return _build(known)
+        return known
     if from_provider and not known:
-        return _wait_for(tenant, kid)
+        return _wait_for(tenant, kid, other_than)
     permit = _budget.ask(tenant, for_sign_in=False)
     if not permit.granted:
         if known:
-            return _build(known)
+            return known
         if keys is not None and keys.asked >= permit.at:
             # They are what that permit was for, and the key is not among them.
             return None
@@ -116,27 +139,23 @@ def signing_key(tenant: Tenant, kid: str, *, from_provider: bool = False) -> jwt
         fetched = _renew(tenant, permit)
     except KeysUnavailable:
         if known:
-            return _build(known)
+            return known
         raise
-    return _build(fetched.named[kid]) if kid in fetched.named else None
+    return fetched.find(kid, other_than)
 
 
-def _wait_for(tenant: Tenant, kid: str) -> jwt.PyJWK | None:
+def _wait_for(tenant: Tenant, kid: str | None, other_than: jwt.PyJWK | None) -> jwt.PyJWK | None:
     """Fetch a key for a sign-in, or take it from who is fetching for another at this moment."""
     give_up = time.monotonic() + _WAIT_FOR_OTHERS
     while True:
         permit = _budget.ask(tenant, for_sign_in=True)
         if permit.granted or time.monotonic() > give_up:
-            named = _renew(tenant, permit).named
-            return _build(named[kid]) if kid in named else None
+            return _renew(tenant, permit).find(kid, other_than)
         time.sleep(_POLL)
         keys = _known(tenant)
-        if keys is not None and kid in keys.named:
-            return _build(keys.named[kid])
-
-
-def _build(jwk: dict[str, Any]) -> jwt.PyJWK:
-    return _built(jwk["n"], jwk["e"])
+        known = keys.find(kid, other_than) if keys is not None else None
+        if known is not None:
+            return known
 
 
 @functools.lru_cache(maxsize=64)
@@ -154,10 +173,18 @@ def survey(tenant: Tenant) -> tuple[int, int]:
     return len(published), len(_usable(published))
 
 
-def _fetch(tenant: Tenant) -> dict[str, dict[str, Any]]:
-    keys = _usable(_document(tenant))
+def _fetch(tenant: Tenant) -> list[_Key]:
+    published = _document(tenant)
+    if len(published) > _MAX_KEYS:
+        logger.error(
+            "The JWKS of %s holds %s keys; those after the first %s are not looked at.",
+            tenant.slug,
+            len(published),
+            _MAX_KEYS,
+        )
+    keys = _usable(published)
     if not keys:
-        raise KeysUnavailable("Bipsync's key document holds no usable RS256 key.")
+        raise KeysUnusable("Bipsync's JWKS holds no usable RS256 key: check JWKS_URL.")
     return keys
 
 
@@ -181,31 +208,33 @@ def _document(tenant: Tenant) -> list[Any]:
     except (ValueError, RecursionError):
         document = None
     published = document.get("keys") if isinstance(document, dict) else None
-    return published if isinstance(published, list) else []
+    if not isinstance(published, list):
+        raise KeysUnavailable("Bipsync's answer is no JWKS: check JWKS_URL if it stays so.")
+    return published
 
 
-def _usable(published: list[Any]) -> dict[str, dict[str, Any]]:
-    """Return what is needed of each RS256 signature key, by ``kid``."""
-    keys: dict[str, dict[str, Any]] = {}
-    repeated: set[str] = set()
+def _usable(published: list[Any]) -> list[_Key]:
+    """Return the RS256 signature keys, each once."""
+    keys: dict[_Key, None] = {}
     for jwk in published[:_MAX_KEYS]:
-        if not isinstance(jwk, dict) or not _is_signature_key(jwk):
-            continue
-        kid = jwk["kid"]
-        if kid in keys:
-            repeated.add(kid)
-        keys[kid] = {name: jwk[name] for name in ("n", "e")}
-    return {kid: jwk for kid, jwk in keys.items() if kid not in repeated and _is_sound(jwk)}
+        if isinstance(jwk, dict) and _is_signature_key(jwk):
+            keys[_Key(jwk.get("kid"), jwk["n"], jwk["e"])] = None
+    return [key for key in keys if _is_sound(key)]
 
 
 def _is_signature_key(jwk: dict[Any, Any]) -> bool:
+    # A member that is null counts as absent.
+    jwk = {name: value for name, value in jwk.items() if value is not None}
+    kid = jwk.get("kid", "none")
     return (
         jwk.get("kty") == "RSA"
         and jwk.get("use", "sig") == "sig"
         and jwk.get("alg", "RS256") == "RS256"
         and _may_verify(jwk.get("key_ops", ["verify"]))
         and not _PRIVATE & jwk.keys()
-        and all(isinstance(jwk.get(name), str) and jwk[name] for name in ("kid", "n", "e"))
+        and isinstance(kid, str)
+        and bool(kid)
+        and all(isinstance(jwk.get(name), str) and jwk[name] for name in ("n", "e"))
     )
 
 
@@ -213,9 +242,9 @@ def _may_verify(operations: object) -> bool:
     return isinstance(operations, list) and "verify" in operations
 
 
-def _is_sound(jwk: dict[str, Any]) -> bool:
+def _is_sound(published: _Key) -> bool:
     try:
-        key = _build(jwk).key
+        key = published.build().key
     except (jwt.PyJWTError, ValueError, TypeError, KeyError, OverflowError):
         return False
     return bool(key.key_size >= _MIN_RSA_BITS)
@@ -230,7 +259,21 @@ class _Keys:
 
     fetched: float
     asked: float
-    named: Mapping[str, dict[str, Any]]
+    keys: list[_Key]
+
+    def has(self, kid: str | None) -> bool:
+        """Return whether a key is published under the name ``kid``."""
+        return kid is not None and any(key.kid == kid for key in self.keys)
+
+    def find(self, kid: str | None, other_than: jwt.PyJWK | None) -> jwt.PyJWK | None:
+        """Return the key that has to have signed a token which names ``kid``.
+
+        A name that two different keys have names neither.
+        """
+        is_nameless = kid is None or all(key.kid is None for key in self.keys)
+        found = [key for key in self.keys if is_nameless or key.kid == kid]
+        built = {key.build() for key in found}
+        return built.pop() if len(built) == 1 and other_than not in built else None
 
 
 # What this process has read last: the sealed entry itself, and the newest keys so far. Checking
@@ -239,8 +282,8 @@ _parsed: dict[str, tuple[str | None, _Keys]] = {}
 
 
 def _renew(tenant: Tenant, permit: Permit) -> _Keys:
-    keys = _Keys(fetched=time.time(), asked=permit.at, named=_fetch(tenant))
-    sealed = signing.dumps(asdict(keys), salt=_salt(tenant), compress=True)
+    keys = _Keys(fetched=time.time(), asked=permit.at, keys=_fetch(tenant))
+    sealed = signing.dumps(astuple(keys), salt=_salt(tenant), compress=True)
     despite_errors(lambda: cache.set(_name(tenant), sealed, _KEPT), None, _FAILED)
     _parsed[_salt(tenant)] = (sealed, keys)
     return keys
@@ -262,9 +305,10 @@ def _known(tenant: Tenant) -> _Keys | None:
 
 def _open(sealed: object, salt: str) -> _Keys | None:
     try:
-        return _Keys(**signing.loads(sealed, salt=salt, max_age=_KEPT))  # type: ignore[arg-type]
-    except (signing.BadSignature, TypeError, AttributeError):
-        # TypeError: what another version of this package has put there.
+        fetched, asked, keys = signing.loads(sealed, salt=salt, max_age=_KEPT)  # type: ignore[arg-type]
+        return _Keys(fetched, asked, [_Key(*key) for key in keys])
+    except (signing.BadSignature, TypeError, ValueError, AttributeError):
+        # TypeError and ValueError: what another version of this package has put there.
         return None
 
 

@@ -11,6 +11,7 @@ from django.urls import reverse
 from ..conf import get_settings
 from ..exceptions import ConfigurationError
 from ..failures import login_url
+from ..flow import safe_next
 from ..models import BipsyncToken
 
 register = template.Library()
@@ -43,7 +44,7 @@ def bipsync_connect_button(
     """
     request = context.get("request")
     if next_url is None and isinstance(request, HttpRequest):
-        next_url = request.get_full_path()
+        next_url = safe_next(request, request.get_full_path())
     return {"url": _address("connect", next_url, tenant)}
 
 
@@ -64,7 +65,7 @@ def bipsync_attention(context: template.Context) -> dict[str, Any]:
     rows = BipsyncToken.objects.for_user(user).filter(
         status=BipsyncToken.Status.NEEDS_SIGN_IN, tenant__in=list(tenants)
     )
-    here = request.get_full_path()
+    here = safe_next(request, request.get_full_path())
     slugs = rows.exclude(signed_in_at=None).values_list("tenant", flat=True)
     return {
         "ended": [

@@ -130,14 +130,14 @@ def test_a_receiver_may_wait_for_a_caller_that_waits_for_its_turn(
     row = expire(connect(bipsync))
     bipsync.reset_calls()
     is_locked, stands_in_line = threading.Event(), threading.Event()
-    in_turn, refresh_pair = durable.in_turn, protocol.refresh_pair
+    in_turn, refresh_pair = durable.in_turn, vars(protocol)["refresh_pair"]
     received: list[bool] = []
 
     def refresh(number: int) -> BipsyncToken:
         threading.current_thread().name = f"caller {number}"
         with transaction.atomic(using=database):
             if number == 0:
-                User.objects.select_for_update().get(pk=row.user_id)
+                User.objects.select_for_update().get(pk=row.user_id or 0)
                 is_locked.set()
                 assert has_turn.wait(30)
             else:
@@ -157,7 +157,7 @@ def test_a_receiver_may_wait_for_a_caller_that_waits_for_its_turn(
         return refresh_pair(*arguments, **more)
 
     def receive(*, token: BipsyncToken, **more: Any) -> None:
-        User.objects.filter(pk=token.user_id).update(first_name="Seen")
+        User.objects.filter(pk=token.user_id or 0).update(first_name="Seen")
         received.append(True)
 
     monkeypatch.setattr(durable, "in_turn", stand_in_line)

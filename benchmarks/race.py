@@ -34,10 +34,11 @@ _context = get_context("fork")
 
 def _call(pipe: Connection, barrier: Barrier, pk: int) -> None:
     """One caller: each message starts a round, and a false one ends the caller."""
+    row = BipsyncToken.objects.get(pk=pk)
     while pipe.recv():
         barrier.wait()
         try:
-            pipe.send(lifecycle.access_token(BipsyncToken(pk=pk)))
+            pipe.send(lifecycle.access_token(row))
         except BipsyncError as error:
             pipe.send(error.__class__.__name__)
         except Exception as error:  # noqa: BLE001 - the table shows it

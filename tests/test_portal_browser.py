@@ -140,6 +140,9 @@ def test_a_button_that_is_pressed_twice_connects_once(
 def test_a_connection_that_has_ended_is_renewed_from_any_page(
     page: Page, portal: str, ada: BipsyncToken, bipsync: SimulatedBipsync
 ) -> None:
+    # With a password, because a session of Bipsync's would go through sign-in by itself.
+    assert ada.user is not None
+    log_in(page, portal, ada.user)
     page.goto("/page/")
     expect(page.locator("body")).not_to_contain_text("needs attention")
     bipsync.withdraw("ada@acme.example")

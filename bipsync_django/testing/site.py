@@ -103,12 +103,20 @@ class SimulatedSite:
         next_url: str | None = None,
         tenant: str | None = None,
     ) -> Any:
-        """Connect an account to the person who is signed in; arguments and answer as above."""
+        """Connect an account to the person who is signed in, and confirm that at the button.
+
+        Arguments as above. Returns the answer to the button, or to the callback where it is a
+        failure page or the account is the person's already.
+        """
         query = _query(next_url)
         response = client.post(
             self._address("connect", tenant), secure=True, query_params=query or None
         )
-        return self._come_back(client, response, user, tenant)
+        response = self._come_back(client, response, user, tenant)
+        url = urlsplit(response.headers.get("Location", "")).path
+        if url.startswith(reverse("bipsync:connect") + "confirm/"):
+            response = client.post(url, {"do": "connect"}, secure=True)
+        return response
 
     def _address(self, name: str, tenant: str | None) -> str:
         if len(self.tenants) == 1:

@@ -167,7 +167,7 @@ FAILURES: Mapping[str, Failure] = {
             "once more: your browser keeps what you typed."
         ),
         opens_tab=True,
-        retry=_("Sign in in another tab"),
+        retry=_("Sign in again (new tab)"),
     ),
     "no_answer": Failure(
         503,

@@ -487,7 +487,7 @@ def test_a_form_is_sent_again_after_signing_in_in_another_tab(
     page.get_by_role("button", name="Save").click()
     expect(page.get_by_role("heading")).to_have_text("Nothing was sent: please sign in again")
     with context.expect_page() as opened:
-        page.get_by_role("link", name="Sign in in another tab").click()
+        page.get_by_role("link", name="Sign in again (new tab)").click()
     allow(opened.value)
     expect(opened.value.locator("body")).to_contain_text("Signed in as ada")
     page.go_back()

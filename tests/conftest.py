@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 from django.db import connections
 
-from bipsync_django import health
+from bipsync_django import decorators, health
 from bipsync_django.key_budget import DatabaseBudget
 from bipsync_django.oauth.keys import LocalBudget, use_budget
 from tests import databases
@@ -17,6 +17,8 @@ pytest_plugins = ["bipsync_django.testing.fixtures", "tests.portal", "tests.two_
 @pytest.fixture(autouse=True)
 def _nothing_remembered(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(health, "KEPT_FOR", 0)
+    # What views of other test modules have asked for since they were imported.
+    monkeypatch.setattr(decorators, "_scopes_of_views", set())
     forget_keys()
     use_budget(DatabaseBudget())
     yield

@@ -24,11 +24,6 @@ pytestmark = pytest.mark.django_db(databases="__all__")
 urlpatterns: list[URLPattern] = []
 
 
-@pytest.fixture(autouse=True)
-def _no_views_of_other_tests(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decorators, "_scopes_of_views", set())
-
-
 MODEL_BACKEND = "django.contrib.auth.backends.ModelBackend"
 
 

@@ -25,7 +25,6 @@ from django.utils import timezone
 from bipsync_django import (
     breaker,
     conf,
-    decorators,
     doctor,
     errors,
     lifecycle,
@@ -284,8 +283,6 @@ def test_the_settings_of_the_installation_are_enough(
 ) -> None:
     from django.core import checks
 
-    # Other tests have views of their own.
-    monkeypatch.setattr(decorators, "_scopes_of_views", set())
     monkeypatch.setenv("FIELD_ENCRYPTION_KEY", settings.FIELD_ENCRYPTION_KEY)
     monkeypatch.setenv("BIPSYNC_CLIENT_SECRET", "from the environment")
     installed = run(block("installing.md", "INSTALLED_APPS +="), INSTALLED_APPS=["mine"])

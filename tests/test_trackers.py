@@ -471,7 +471,7 @@ def test_a_mistake_while_a_pair_is_stored_tells_no_secret(
     row = connect(site)
     secrets = pair_of(row)
 
-    def mistake(token: Any) -> Any:
+    def mistake(token: Any, session: Any) -> Any:
         secrets.update(new=token["access_token"], newer=token["refresh_token"])
         raise ZeroDivisionError
 

@@ -100,9 +100,8 @@ def unknown_state(scene: Scene) -> Any:
 def replayed_state(scene: Scene) -> Any:
     callback = scene.bipsync.approve(scene.begin())
     scene.browser.open(callback)
-    again = scene.browser.open(callback)
     scene.browser.post(LOGOUT, secure=True)
-    return again
+    return scene.browser.open(callback)
 
 
 def replayed_state_with_its_cookie(scene: Scene) -> Any:
@@ -494,7 +493,7 @@ FAILED: dict[str, Callable[[Scene], Any]] = {
     "wrong_address: another issuer": wrong_address_by_another_issuer,
     "token_refused: foreign key": _signed(key=_foreign_key),
     "token_refused: unknown key": _signed(key=_foreign_key, kid="x"),
-    "token_refused: no key named": _signed(kid=None),
+    "token_refused: no key named": _signed(key=_foreign_key, kid=None),
     "token_refused: unsigned": _signed(algorithm="none"),
     "token_refused: shared secret": _signed(algorithm="HS256", key=b"portal-secret"),
     "token_refused: for another application": _claimed(aud="another"),
@@ -930,8 +929,7 @@ def test_a_new_grant_outlives_a_request_that_fails_under_atomic_requests(
 
 def test_a_link_cannot_sign_anyone_out(bipsync: SimulatedBipsync) -> None:
     browser = signed_in(bipsync)
-    response = browser.get(LOGOUT, secure=True)
-    assert (response.status_code, response["Allow"]) == (405, "POST, OPTIONS")
+    assert browser.get(LOGOUT, secure=True).status_code == 200
     assert browser.user_id() is not None
 
 
@@ -992,7 +990,8 @@ def test_with_strict_cookies_the_callback_asks_once_more_from_this_site(
     final = browser.open(url)
     assert (final.status_code, final["Location"]) == (302, "/reports/")
     assert browser.user_id() is not None
-    assert browser.open(url).status_code == 400
+    assert browser.open(url)["Location"] == "/reports/", "led on, and nothing is spent again"
+    assert bipsync.calls["code"] == 1
 
 
 def test_with_strict_cookies_a_foreign_callback_is_refused_at_once(

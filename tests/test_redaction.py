@@ -268,7 +268,7 @@ def test_the_report_of_a_mistake_of_ours_shows_no_new_pair(
 ) -> None:
     new = {"access_token": "eyJ0." + "n" * 40, "refresh_token": "def50200" + "n" * 40}
 
-    def mistake(token: Any) -> TokenPair:
+    def mistake(token: Any, session: Any) -> TokenPair:
         raise AssertionError
 
     monkeypatch.setattr(client, "_pair", mistake)
@@ -625,7 +625,7 @@ def test_no_dataclass_shows_a_secret() -> None:
     # A row and the number of one, validated claims, whose own text leaves the rest out, an address,
     # and where a secret is.
     not_secret = {"SignIn.token", "SignIn.claims", "_Binding.token", "Lapsed.token"}
-    not_secret |= {"Waiting.token", "Tenant.token_url", "_AwsPlace.secret_id"}
+    not_secret |= {"Tenant.token_url", "_AwsPlace.secret_id"}
     assert shown == not_secret
     assert len(list(_dataclasses())) > 15
 

@@ -362,7 +362,7 @@ def _cube_root(number: int) -> int:
     return root
 
 
-@_kind("names no signing key", "does not publish", "header is malformed")
+@_kind("(kid) is not usable", "does not publish", "header is malformed", "InvalidSignature")
 def key_name(forger: Forger) -> str:
     kid = forger.key.kid
     name = forger.choose(
@@ -383,10 +383,13 @@ def key_name(forger: Forger) -> str:
         )
     )
     header = forger.header(kid=name)
-    return forger.signed(_without(header, "kid") if forger.random.random() < 0.05 else header)
+    if name is None or forger.random.random() < 0.05:
+        # A token need not name its key, but that key has to have signed it.
+        return forger.signed(_without(header, "kid"), key=forger.foreigner())
+    return forger.signed(header)
 
 
-@_kind("InvalidSignature", "does not publish", "names no signing key", "not signed with RS256")
+@_kind("InvalidSignature", "does not publish", "(kid) is not usable", "not signed with RS256")
 def key_brought_along(forger: Forger) -> str:
     key = forger.foreigner()
     own = forger.choose(("own", forger.key.kid, forger.text(43)))

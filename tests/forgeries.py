@@ -534,7 +534,7 @@ def scopes(forger: Forger) -> str:
     )
     fine = [forger.text(6) for _ in range(forger.random.randint(0, 4))]
     fine.insert(forger.random.randint(0, len(fine)), bad)
-    value = forger.choose((fine, fine, fine, "users:read", {}, {"a": 1}, None, True, 7, math.nan))
+    value = forger.choose((fine, fine, fine, 'a"b c', "a\\b", {}, {"a": 1}, True, 7, math.nan))
     return forger.signed(payload=forger.claims(scopes=value))
 
 

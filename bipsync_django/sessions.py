@@ -403,8 +403,11 @@ def keep_forms_valid(request: HttpRequest) -> None:
 
 
 def was_of(request: HttpRequest, user: AbstractBaseUser) -> bool:
-    """Return whether the session that lapsed in this browser was that of ``user``."""
+    """Return whether the session that lapsed in this browser was that of ``user``.
+
+    The note of ``keep_forms_valid`` is good once: later sign-ins rotate the CSRF token as usual.
+    """
     lapsed = lapsed_of(request)
     if lapsed is not None:
         return lapsed.user == _text(user)
-    return request.session.get(_ENDED) == _text(user)
+    return request.session.pop(_ENDED, None) == _text(user)

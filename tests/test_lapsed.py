@@ -500,6 +500,20 @@ def test_a_form_is_sent_again_after_signing_in_in_another_tab(
     expect(page.locator("body")).to_have_text("Saved all my work")
 
 
+def test_a_form_stays_valid_over_one_sign_in_and_no_more(
+    bipsync: SimulatedBipsync, ada: Browser
+) -> None:
+    ada.open("/note/")
+    before = ada.cookies["csrftoken"].value
+    lifecycle.disconnect(BipsyncToken.objects.get())
+    cache.clear()
+    assert ada.post("/note/", {"note": "x"}, secure=True).status_code == 403
+    ada.open(bipsync.approve(ada.begin(), user=ADA))
+    assert ada.cookies["csrftoken"].value == before
+    ada.open(bipsync.approve(ada.begin(), user=ADA))
+    assert ada.cookies["csrftoken"].value != before
+
+
 def test_another_persons_form_is_not_valid_after_a_sign_in(
     bipsync: SimulatedBipsync, ada: Browser
 ) -> None:

@@ -410,4 +410,4 @@ def was_of(request: HttpRequest, user: AbstractBaseUser) -> bool:
     lapsed = lapsed_of(request)
     if lapsed is not None:
         return lapsed.user == _text(user)
-    return request.session.pop(_ENDED, None) == _text(user)
+    return bool(request.session.pop(_ENDED, None) == _text(user))
